@@ -1,0 +1,52 @@
+# Two commands on a fresh machine: `make bench` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help bench test test-fast lint types benchmarks wheel clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+bench: $(VENV)/.installed  ## Set up, run the main job, write runs/<id>/report.html
+	$(BIN)/flagperf run aquila/pretrain --preset tiny --engine ddp,fsdp --ranks 2 --trials 3
+
+test: $(VENV)/.developed  ## Set up and run every test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.developed  ## The tests that start no training and no browser
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.developed  ## Lint, check the format and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmarks: $(VENV)/.benched  ## Measure the harness's own figures as ratios
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+wheel: $(VENV)/.developed  ## Build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean:  ## Remove what the targets made, but no run
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "FlagPerf needs Python 3.11 or newer; say which with: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV) (a few minutes the first time) …"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.developed: $(VENV)/.installed
+	$(PIP) -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/.benched: $(VENV)/.developed
+	$(PIP) -e '.[benchmarks]'
+	@touch $@

@@ -1,0 +1,101 @@
+"""The case `aquila/pretrain`: its settings, its size, and what a rank does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from flagperf.case import Case, Progress
+from flagperf.data import DataSettings, prepare
+from flagperf.errors import UsageError
+from flagperf.schema.estimate import Estimate
+from flagperf.schema.trial import Trial
+from flagperf.settings import typed
+
+from . import formulas
+from .config import AquilaConfig
+
+if TYPE_CHECKING:
+    from flagperf.context import RankContext
+
+
+class OptimizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """AdamW with linear warm-up and a cosine schedule."""
+
+    learning_rate: float
+    """Peak."""
+    minimum_ratio: float
+    """The schedule ends at this share of the peak."""
+    warmup_steps: int
+    schedule_steps: int
+    """Steps until the minimum is reached; a measured run usually ends long before."""
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    clip: float
+
+
+class PretrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that may be set with `--set`."""
+
+    model: AquilaConfig
+    data: DataSettings
+    optimizer: OptimizerSettings
+
+
+class AquilaPretrain(Case):
+    """Next-token training of an Aquila model."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial)
+        self.settings = typed(trial.settings, PretrainSettings)
+
+    @classmethod
+    def check(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings, complete."""
+        checked = typed(settings, PretrainSettings)
+        if checked.data.vocab_size > checked.model.vocab_size:
+            raise UsageError(
+                f"data.vocab_size is {checked.data.vocab_size}, more than model.vocab_size {checked.model.vocab_size}.",
+                "Set them alike, for example --set model.vocab_size=8192 --set data.vocab_size=8192.",
+            )
+        plain: dict[str, Any] = msgspec.to_builtins(checked)
+        return plain
+
+    def estimate(self) -> Estimate:
+        """Predict parameters, FLOPs and memory a rank."""
+        model, trial = self.settings.model, self.trial
+        layout = trial.layout
+        memory = formulas.memory_estimate(
+            model,
+            micro_batch=layout.micro or 1,
+            precision="bf16" if trial.dtype == "bf16" else "fp32",
+            zero_stage=cast(formulas.ZeroStage, layout.zero or 0),
+            ranks=trial.ranks // layout.model_parallel,
+            recompute=layout.recompute,
+        )
+        return Estimate(
+            parameters=formulas.parameters(model),
+            flops_per_token=formulas.training_flops_per_token(model),
+            convention="6·(N − V·d − norms) + 12·L·S·d: attention in full, recomputation not counted",
+            tokens_per_step=trial.protocol.global_batch * model.seq_len,
+            weights=int(memory.weights),
+            gradients=int(memory.gradients),
+            optimizer=int(memory.optimizer),
+            activations=int(memory.activations),
+        )
+
+    def prepare(self, progress: Progress) -> dict[str, Any]:
+        """Make the tokens ready."""
+        prepared = prepare(self.settings.data, progress)
+        return {"data": {"path": str(prepared.path), **msgspec.to_builtins(prepared.meta)}}
+
+    def run(self, context: RankContext) -> None:
+        """Train."""
+        from flagperf.training import run_training
+
+        from .task import AquilaTask
+
+        run_training(context, AquilaTask(self.settings, self.trial))

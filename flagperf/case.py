@@ -1,0 +1,44 @@
+"""The case contract: a standardized workload with fixed rules.
+
+A case is a manifest (`*.toml`, see `CaseManifest`) and an entry class derived from `Case`. Its module must import
+without torch: everything but `run` is called while planning, on machines that may not have it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flagperf.schema.estimate import Estimate
+from flagperf.schema.trial import Trial
+
+if TYPE_CHECKING:
+    from flagperf.context import RankContext
+
+Progress = Callable[[str, float | None], None]
+"""Called with a stage in words and the share done, 0 to 1, or None where it isn't known."""
+
+
+class Case(ABC):
+    """One trial's view of a case."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+
+    @classmethod
+    @abstractmethod
+    def check(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings, complete and in plain JSON; raise UsageError for a bad or unknown one."""
+
+    @abstractmethod
+    def estimate(self) -> Estimate:
+        """Predict the trial's size and work by formula."""
+
+    def prepare(self, progress: Progress) -> dict[str, Any]:
+        """Make ready on this host what trials need (data, tokenizer), once; return what a reader should know of it."""
+        return {}
+
+    @abstractmethod
+    def run(self, context: RankContext) -> None:
+        """Do the work of one rank and journal it. The process group is up; errors propagate."""

@@ -1,0 +1,65 @@
+"""`flagperf run --dry-run`: what would be done, and what it would cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from flagperf.cli import common
+from flagperf.registry import Registries
+from flagperf.schema.trial import Nodes, Run, Trial
+
+_STARTUP = 8.0
+"""Seconds a trial takes beside its steps, roughly: processes, imports, building the model."""
+_MFU = 0.5
+"""Share of the peak that a trial is taken to reach when its time is estimated."""
+
+
+def show(run: Run, registries: Registries, nodes: Nodes, *, json: bool) -> None:
+    """Print the trials in their order, processes, environment, and estimated memory and time."""
+    rows = [_row(trial, run, registries, nodes) for trial in run.trials]
+    if json:
+        common.print_json({"plan": run, "trials": rows})
+        return
+    table = Table(title=f"Plan: {len(rows)} trials, nothing started", title_justify="left")
+    for column in ("trial", "engine", "layout"):
+        table.add_column(column)
+    for column in ("ranks × threads", "dtype", "seed", "steps", "memory a rank", "time"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        seconds = row["estimated_seconds"]
+        table.add_row(
+            *(row["id"], row["engine"], row["layout"], f"{row['ranks']} × {row['threads']}", row["dtype"]),
+            *(str(row["seed"]), str(row["steps"]), f"{row['estimated_bytes_per_rank'] / 2**20:,.0f} MiB"),
+            "unknown" if seconds is None else f"{seconds:,.0f} s",
+        )
+    out = common.out()
+    out.print(table)
+    out.print(f"Each trial: {' '.join(rows[0]['command'])}", soft_wrap=True)
+    environment = " ".join(f"{key}={value}" for key, value in rows[0]["environment"].items())
+    out.print(f"Environment: {environment}", soft_wrap=True)
+    out.print("Memory is by formula, without what the framework itself takes; time assumes half of the GEMM peak,")
+    out.print("and is unknown until that has been measured here, which a first run does.")
+
+
+def _row(trial: Trial, run: Run, registries: Registries, nodes: Nodes) -> dict[str, Any]:
+    from flagperf.measure.peak import known_peak
+
+    estimate = registries.cases.load(trial.case)(trial).estimate()
+    steps = trial.protocol.warmup + trial.protocol.steps
+    flops = estimate.flops_per_token * estimate.tokens_per_step * steps
+    peak = known_peak(trial.vendor, trial.dtype, trial.threads, trial.ranks // nodes.count)
+    named = ("id", "case", "preset", "vendor", "engine", "ranks", "threads", "dtype", "seed", "trial")
+    return {
+        **{key: getattr(trial, key) for key in named},
+        "layout": str(trial.layout),
+        "steps": steps,
+        "parameters": estimate.parameters,
+        "estimated_bytes_per_rank": estimate.total,
+        "estimated_flops": flops,
+        "estimated_seconds": None if peak is None else _STARTUP + flops / (peak * trial.ranks * _MFU),
+        "command": registries.launchers.load(run.launcher)(nodes).command(trial, Path("RUN") / "trials" / trial.id),
+        "environment": registries.vendors.get(trial.vendor).environment | {"OMP_NUM_THREADS": str(trial.threads)},
+    }

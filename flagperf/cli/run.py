@@ -1,0 +1,178 @@
+"""`flagperf run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flagperf.cli import common
+
+if TYPE_CHECKING:
+    from flagperf.schema.result import RunOutput
+    from flagperf.schema.trial import Run
+
+
+def run(
+    cases: Annotated[
+        list[str] | None, typer.Argument(metavar="CASE…", help="As `flagperf list cases` names them.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Size of the case.")] = "tiny",
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Engines to compare, the baseline first: ddp,fsdp or ddp,fsdp:zero=2,micro=2.", show_default="single"
+        ),
+    ] = None,
+    vendor: Annotated[
+        str, typer.Option(help="Whose devices; auto takes an accelerator if one is usable, else the CPU.")
+    ] = "auto",
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Ranks over all nodes.", show_default="the vendor's choice")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="Layout of every engine: zero=2,tp=1,micro=4,recompute=1,compile=1.")
+    ] = "",
+    trials: Annotated[int | None, typer.Option(help="Fresh processes an engine.", show_default="the case's")] = None,
+    steps: Annotated[int | None, typer.Option(help="Measured steps.", show_default="the case's")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="Steps before the clock starts.", show_default="the case's")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32 or bf16.", show_default="the preset's")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first trial; each further one adds 1.", show_default="the case's")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: data.source=synthetic.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; must be new or empty.", show_default="runs/<id>")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Finish a run; its valid trials are kept.")] = None,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Go on after an invalid trial.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds a trial may take.", show_default="the case's")] = None,
+    memory_limit: Annotated[float | None, typer.Option(help="MiB a rank may allocate.")] = None,
+    oversubscribe: Annotated[
+        bool, typer.Option("--oversubscribe", help="Allow more ranks than devices or cores.")
+    ] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="Engine the others are compared with.", show_default="the first")
+    ] = None,
+    launcher: Annotated[str, typer.Option(help="How ranks are started.")] = "local",
+    nodes: Annotated[int, typer.Option(min=1, help="Hosts; the same command is given on each.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Which of the hosts this is, from 0.")] = 0,
+    rdzv: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the nodes meet: an address of node 0.")] = "",
+    json: common.JSON = False,
+) -> None:
+    """Run cases and compare engines: trials in fresh processes, interleaved; ends with a table and an HTML report.
+
+    Example: flagperf run aquila/pretrain --preset tiny --engine ddp,fsdp --ranks 2 --trials 3
+    """
+    import shlex
+    from functools import reduce
+
+    from flagperf import plan as planning
+    from flagperf import run as running
+    from flagperf.errors import UsageError
+    from flagperf.schema.trial import Nodes
+    from flagperf.settings import merged, parse_assignment
+
+    registries = common.registries()
+    where = Nodes(count=nodes, index=node_rank, rendezvous=rdzv)
+    if resume is not None:
+        if cases:
+            raise UsageError("--resume goes on with a run's own cases; give no others with it.")
+        planned, folder = running.load_run(resume), resume
+    else:
+        if not cases:
+            raise UsageError(
+                "No case was given.", "`flagperf list cases` shows them; for example flagperf run aquila/pretrain"
+            )
+        options = planning.Options(
+            cases=cases,
+            preset=preset,
+            engines=engine or ["single"],
+            layout=layout,
+            vendor=vendor,
+            ranks=ranks,
+            oversubscribe=oversubscribe,
+            trials=trials,
+            steps=steps,
+            warmup=warmup,
+            dtype=dtype,
+            seed=seed,
+            settings=reduce(merged, map(parse_assignment, set_ or []), {}),
+            timeout=timeout,
+            memory_limit=None if memory_limit is None else int(memory_limit * 2**20),
+            launcher=launcher,
+            nodes=where,
+            plugins=[str(folder) for folder in common.plugins()],
+            baseline=baseline,
+        )
+        planned = planning.plan(options, registries, commit=_commit())
+        if dry_run:
+            from flagperf.cli import preview
+
+            preview.show(planned, registries, where, json=json)
+            return
+        folder = running.new_folder(out, planned, where)
+
+    from flagperf.cli.watch import Terminal
+
+    error: BaseException | None = None
+    with Terminal() as terminal:
+        try:
+            running.execute(planned, folder, registries, terminal, nodes=where, keep_going=keep_going)
+        except (KeyboardInterrupt, Exception) as caught:  # told below, after what was measured
+            error = caught
+    output = _collect(folder, planned)
+    if json:
+        common.print_json(output)
+    else:
+        from flagperf.cli import tables
+
+        tables.print_results(output.results)
+        tables.print_comparisons(output.comparisons)
+    if output.results and where.index == 0 and not isinstance(error, OSError):
+        _report(folder)
+    if error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            common.err().print(
+                f"Interrupted. What was measured is kept; go on with: flagperf run --resume {shlex.quote(str(folder))}",
+                soft_wrap=True,
+            )
+        raise error
+    if any(result.verdict == "invalid" for result in output.results) or len(output.results) < len(planned.trials):
+        common.err().print(
+            f"Not all trials are valid. Try again with: flagperf run --resume {shlex.quote(str(folder))}",
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+
+
+def _collect(folder: Path, run: Run) -> RunOutput:
+    """Read back from the folder what was measured, and compare."""
+    from flagperf.collect.compare import compare
+    from flagperf.collect.store import Store
+    from flagperf.schema.result import RunOutput
+
+    results = Store([folder]).results()
+    comparisons = compare(results, run.baseline) if len({trial.arm for trial in run.trials}) > 1 else []
+    return RunOutput(run=str(folder), results=results, comparisons=comparisons)
+
+
+def _report(folder: Path) -> None:
+    """Write the run's report and say where it is."""
+    import importlib
+
+    page = importlib.import_module("flagperf.reports.page")
+    page.write([folder], folder / "report.html")
+    common.err().print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _commit() -> str | None:
+    from flagperf.measure.environment import git_commit
+
+    return git_commit()

@@ -1,0 +1,312 @@
+"""Journals into columns: what the collector needs of each, read in one pass. Nothing in a journal makes it raise."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from flagperf.journal import Reader
+from flagperf.schema.event import Event, Key, Step
+from flagperf.schema.trial import Outcome
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+
+_CHUNK = 65_536
+"""Steps held as objects before they are turned into arrays; bounds the memory of a long journal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """One rank's steps, a column an attribute, in the order of the journal. What wasn't finite is NaN."""
+
+    step: Integers
+    measured: Booleans
+    seconds: Floats
+    data_seconds: Floats
+    tokens: Integers
+    loss: Floats
+    gradient_norm: Floats
+    learning_rate: Floats
+    leader: Booleans
+    ns: Integers
+    """The host's monotonic clock at the end of the step."""
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def take(self, rows: Booleans | npt.NDArray[np.intp]) -> Steps:
+        """Return some rows, by mask or by number."""
+        return Steps(**{name: getattr(self, name)[rows] for name in COLUMNS})
+
+
+COLUMNS: dict[str, Any] = {
+    "step": np.int64,
+    "measured": np.bool_,
+    "seconds": np.float64,
+    "data_seconds": np.float64,
+    "tokens": np.int64,
+    "loss": np.float64,
+    "gradient_norm": np.float64,
+    "learning_rate": np.float64,
+    "leader": np.bool_,
+    "ns": np.int64,
+}
+
+
+@dataclass(kw_only=True)
+class RankJournal:
+    """What one rank wrote."""
+
+    rank: int
+    present: bool = True
+    steps: Steps
+    events: dict[str, list[Event]] = field(default_factory=dict)
+    """All others, by key."""
+    flaws: Counter[str] = field(default_factory=Counter)
+    """Lines that couldn't be used, by kind."""
+
+    def last(self, key: str) -> dict[str, Any]:
+        """Return the value of the last event of this key; empty if there is none or it is no object."""
+        for event in reversed(self.events.get(key, [])):
+            if isinstance(event.value, dict):
+                return event.value
+        return {}
+
+    def numbers(self, key: str, name: str) -> list[float]:
+        """Return a number from each event of this key that has it."""
+        values = (event.value for event in self.events.get(key, []))
+        return [x for value in values if isinstance(value, dict) and (x := number(value.get(name))) is not None]
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the rank wrote that it came to its end."""
+        return self.last(Key.RUN_STOP).get("status") == "success"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telemetry:
+    """Samples of the telemetry process, a number a row."""
+
+    ns: Integers
+    sensor: list[str]
+    """`host.cpu_percent`, `ranks.4711.rss`: the path to the number in the sample."""
+    value: Floats
+    cost: dict[str, Any]
+    flaws: Counter[str]
+
+    def series(self, sensor: str) -> tuple[Integers, Floats]:
+        """Return one sensor's times and values."""
+        chosen = np.fromiter((name == sensor for name in self.sensor), np.bool_, len(self.sensor))
+        return self.ns[chosen], self.value[chosen]
+
+
+@dataclass(kw_only=True)
+class HarnessJournal:
+    """What the harness wrote of a run, by trial."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    started: set[str] = field(default_factory=set)
+    environments: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Trial → `before` or `after` → the snapshot."""
+    prepared: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Trial → what its case made ready: the data, say."""
+    interrupted: bool = False
+    flaws: Counter[str] = field(default_factory=Counter)
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as a float, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number no float can hold
+        return None
+
+
+def _ns(event: Event) -> int:
+    ns = event.metadata.get("ns")
+    return ns if isinstance(ns, int) and abs(ns) < 2**63 else 0
+
+
+class _Stamp(msgspec.Struct, frozen=True):
+    ns: int = 0
+
+
+class _StepLine(msgspec.Struct, frozen=True):
+    """An event that is a step, decoded at once: nearly all lines of a long journal are."""
+
+    time_ms: int
+    key: Literal["step"]
+    value: Step
+    metadata: _Stamp = _Stamp()
+
+
+_STEP_MARK = b'"key":"step"'
+
+
+def _decoder() -> Any:
+    step, event = msgspec.json.Decoder(_StepLine).decode, msgspec.json.Decoder(Event).decode
+
+    def decode(line: bytes) -> _StepLine | Event:
+        if _STEP_MARK in line:
+            try:
+                return step(line)
+            except msgspec.ValidationError:
+                pass  # readable, but no step as we know it: kept as an event, and then counted as malformed
+        return event(line)
+
+    return decode
+
+
+class _StepColumns:
+    """Gathers steps and turns them into arrays by and by."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Step, int]] = []
+        self._parts: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        self.malformed = 0
+
+    def add(self, step: Step, ns: int) -> None:
+        self._rows.append((step, ns))
+        if len(self._rows) == _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._convert(self._rows)
+        except OverflowError:  # a whole number beyond 64 bits: only damage or malice writes that
+            good = [row for row in self._rows if _fits(*row)]
+            self.malformed += len(self._rows) - len(good)
+            self._convert(good)
+        self._rows = []
+
+    def _convert(self, rows: Sequence[tuple[Step, int]]) -> None:
+        part = {}
+        for name, kind in COLUMNS.items():
+            values: Iterator[Any]
+            if name == "ns":
+                values = (ns for _, ns in rows)
+            elif name in ("loss", "gradient_norm", "learning_rate"):
+                values = (math.nan if (x := getattr(step, name)) is None else x for step, _ in rows)
+            else:
+                values = (getattr(step, name) for step, _ in rows)
+            part[name] = np.fromiter(values, kind, len(rows))
+        for name, column in part.items():
+            self._parts[name].append(column)
+
+    def steps(self) -> Steps:
+        self._flush()
+        return Steps(**{name: np.concatenate(self._parts[name]) for name in COLUMNS})
+
+
+def _fits(step: Step, ns: int) -> bool:
+    return all(abs(x) < 2**63 for x in (step.step, step.tokens, ns))
+
+
+def read_rank(path: Path, rank: int) -> RankJournal:
+    """Read a rank's journal; a missing one gives a record with `present` false."""
+    columns = _StepColumns()
+    events: dict[str, list[Event]] = {}
+    reader = Reader(path)
+    malformed = 0
+    try:
+        for event in reader.decoded(_decoder()):
+            if isinstance(event, _StepLine):
+                columns.add(event.value, event.metadata.ns)
+            elif event.key == Key.STEP:
+                try:
+                    columns.add(msgspec.convert(event.value, Step), _ns(event))
+                except msgspec.ValidationError:
+                    malformed += 1
+            else:
+                events.setdefault(event.key, []).append(event)
+        present = True
+    except FileNotFoundError:
+        present = False
+    steps = columns.steps()
+    flaws = Counter(flaw.kind for flaw in reader.flaws)
+    if malformed + columns.malformed:
+        flaws["malformed"] = malformed + columns.malformed
+    return RankJournal(rank=rank, present=present, steps=steps, events=events, flaws=flaws)
+
+
+def read_telemetry(path: Path) -> Telemetry:
+    """Read a telemetry journal; a missing one gives no samples."""
+    times: list[int] = []
+    sensors: list[str] = []
+    values: list[float] = []
+    cost: dict[str, Any] = {}
+    reader = Reader(path)
+    try:
+        for event in reader:
+            if event.key == Key.TELEMETRY:
+                ns = _ns(event)
+                for sensor, value in _numbers(event.value, ""):
+                    times.append(ns)
+                    sensors.append(sensor)
+                    values.append(value)
+            elif event.key == Key.TELEMETRY_COST and isinstance(event.value, dict):
+                cost = event.value
+    except FileNotFoundError:
+        pass
+    flaws = Counter(flaw.kind for flaw in reader.flaws)
+    return Telemetry(
+        ns=np.array(times, np.int64), sensor=sensors, value=np.array(values, np.float64), cost=cost, flaws=flaws
+    )
+
+
+def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    """Yield every finite number in a sample with the path that leads to it."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            label = index
+            if isinstance(inner, dict):  # named by what it is, so that a series keeps its name when others come and go
+                label = next((inner[key] for key in ("rank", "pid", "index", "name") if key in inner), index)
+            yield from _numbers(inner, f"{path}.{label}" if path else str(label))
+    elif (x := number(value)) is not None:
+        yield path, x
+
+
+def read_harness(path: Path) -> HarnessJournal:
+    """Read the harness's journal of a run; a missing one is an empty one."""
+    harness = HarnessJournal()
+    reader = Reader(path)
+    try:
+        for event in reader:
+            value = event.value if isinstance(event.value, dict) else {}
+            if event.key == Key.TRIAL_START:
+                harness.interrupted = False  # resumed
+                harness.started.add(str(value.get("id")))
+                harness.outcomes.pop(str(value.get("id")), None)
+                if isinstance(value.get("prepared"), dict):
+                    harness.prepared[str(value.get("id"))] = value["prepared"]
+            elif event.key == Key.TRIAL_STOP:
+                try:
+                    outcome = msgspec.convert(value.get("outcome"), Outcome)
+                except msgspec.ValidationError:
+                    harness.flaws["malformed"] += 1
+                else:
+                    harness.outcomes[str(value.get("id"))] = outcome
+            elif event.key == Key.ENVIRONMENT:
+                moments = harness.environments.setdefault(str(value.get("trial")), {})
+                moments[str(value.get("when"))] = value
+            elif event.key == Key.INTERRUPTED:
+                harness.interrupted = True
+    except FileNotFoundError:
+        pass
+    harness.flaws.update(flaw.kind for flaw in reader.flaws)
+    return harness

@@ -1,0 +1,229 @@
+"""The metrics of a training trial, by the meanings that metrics.toml gives them: over ranks first, then over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flagperf.collect.journals import Floats, RankJournal, Steps, Telemetry, number
+from flagperf.metrics import metric
+from flagperf.schema.event import Key
+from flagperf.schema.metric import MetricValue
+from flagperf.schema.trial import Trial
+from flagperf.statistics import quantile_interval
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The measured steps that every rank has, reduced over ranks."""
+
+    seconds: Floats
+    """Of the slowest rank, a step."""
+    data_seconds: Floats
+    """Of the rank that waited longest, a step."""
+    compute_seconds: Floats
+    """Of the rank that took longest without its wait for data, a step."""
+    tokens: Floats
+    """Of the global batch, a step."""
+    loss: Floats
+    """Mean over the global batch, a step; NaN where it wasn't finite."""
+    step: Floats
+    start_ns: float
+    stop_ns: float
+
+
+def window(ranks: Sequence[RankJournal]) -> Window | None:
+    """Return the measured steps all ranks have in common; None if there are none."""
+    measured = [_once(rank.steps.take(rank.steps.measured)) for rank in ranks]
+    common = measured[0].step if measured else np.array([], np.int64)
+    for steps in measured[1:]:
+        common = np.intersect1d(common, steps.step, assume_unique=True)
+    if not len(common):
+        return None
+    aligned = [steps.take(np.isin(steps.step, common)) for steps in measured]
+    seconds = np.stack([steps.seconds for steps in aligned])
+    waits = np.stack([steps.data_seconds for steps in aligned])
+    # Only leaders speak for their data-parallel group: of its ranks each read the same tokens.
+    shares = np.stack([np.where(steps.leader, steps.tokens, 0).astype(np.float64) for steps in aligned])
+    losses = np.stack([steps.loss for steps in aligned])
+    tokens = shares.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        loss = np.where(shares > 0, losses * shares, 0.0).sum(axis=0) / tokens
+    first = aligned[0]
+    return Window(
+        seconds=seconds.max(axis=0),
+        data_seconds=waits.max(axis=0),
+        compute_seconds=(seconds - waits).max(axis=0),
+        tokens=tokens,
+        loss=loss,
+        step=common.astype(np.float64),
+        start_ns=float(first.ns[0]) - float(first.seconds[0]) * 1e9,
+        stop_ns=float(first.ns[-1]),
+    )
+
+
+def _once(steps: Steps) -> Steps:
+    """Return the steps in order of their number, the first of any that is there twice."""
+    return steps.take(np.unique(steps.step, return_index=True)[1])
+
+
+def peak_flops(trial: Trial, ranks: Sequence[RankJournal]) -> float | None:
+    """Return the measured GEMM peak of all ranks together, FLOP/s.
+
+    A rank's is the largest that was seen of it: a machine that was busy when its peak was measured must not make a
+    trial look better than it was.
+    """
+    seen = [x for rank in ranks for x in rank.numbers(Key.PULSE, "flops_per_second")]
+    if (planned := number(trial.peak_flops)) is not None:
+        seen.append(planned)
+    return max(seen) * trial.ranks if seen and max(seen) > 0 else None
+
+
+def training_metrics(
+    trial: Trial, ranks: Sequence[RankJournal], steps: Window | None, telemetry: Telemetry
+) -> dict[str, MetricValue]:
+    """Return every metric that the journals have the data for."""
+    values: dict[str, MetricValue] = {}
+    if steps is not None:
+        _speed(values, trial, ranks, steps)
+        finite = np.isfinite(steps.loss[-1:])
+        if finite.all():
+            _put(values, "loss_final", steps.loss[-1])
+        _energy(values, steps, telemetry)
+    first = [x for rank in ranks for x in rank.numbers(Key.FIRST_STEP, "seconds")]
+    if first:
+        _put(values, "time_to_first_step", max(first), n=len(first))
+    _memory(values, ranks)
+    _validation(values, ranks)
+    pulses = machine_speeds(ranks)
+    if pulses:
+        _put(values, "machine_speed", min(pulses.values()) / 1e9, n=len(pulses))
+    cpu, wall = number(telemetry.cost.get("cpu_seconds")), number(telemetry.cost.get("wall_seconds"))
+    if cpu is not None and wall:
+        _put(values, "telemetry_cost", 100 * cpu / wall)
+    return values
+
+
+def _put(
+    values: dict[str, MetricValue], name: str, value: float, n: int = 1, interval: tuple[float, float] | None = None
+) -> None:
+    if not math.isfinite(value):
+        return
+    declared = metric(name)
+    low, high = sorted(interval) if interval and all(map(math.isfinite, interval)) else (None, None)
+    values[name] = MetricValue(
+        value=float(value), unit=declared.unit, direction=declared.direction, n=n, low=low, high=high
+    )
+
+
+def _speed(values: dict[str, MetricValue], trial: Trial, ranks: Sequence[RankJournal], steps: Window) -> None:
+    n = len(steps.seconds)
+    median = float(np.median(steps.seconds))
+    if not (np.isfinite(steps.seconds) & (steps.seconds > 0)).all():
+        return  # the verdict says so
+    interval = quantile_interval(steps.seconds)
+    _put(values, "step_time", median, n, interval)
+    for q, name in ((0.9, "step_time_p90"), (0.99, "step_time_p99")):
+        _put(values, name, float(np.quantile(steps.seconds, q)), n, quantile_interval(steps.seconds, q))
+    _put(values, "data_wait", float(np.median(steps.data_seconds)), n, quantile_interval(steps.data_seconds))
+
+    tokens = float(np.median(steps.tokens))
+    rates = (tokens / interval[1], tokens / interval[0]) if interval else None
+
+    def rate(name: str, factor: float) -> None:
+        _put(values, name, factor * tokens / median, n, (factor * rates[0], factor * rates[1]) if rates else None)
+
+    rate("tokens_per_second", 1.0)
+    rate("tokens_per_second_per_device", 1 / trial.ranks)
+    built = ranks[0].last(Key.BUILD)
+    flops, peak = number(built.get("flops_per_token")), peak_flops(trial, ranks)
+    if flops is not None and peak is not None:
+        rate("mfu", flops / peak)
+        rate("hfu", flops * (number(built.get("hfu_factor")) or 1.0) / peak)
+    if flops is not None and trial.rated_flops:
+        rate("mfu_rated", flops / (trial.rated_flops * trial.ranks))
+
+    # FlagPerf's three, over the measured steps, so that all that tells them apart is what their names say.
+    sequences = n * trial.protocol.global_batch
+    training = float(steps.seconds.sum())
+    evaluation = max((x for rank in ranks for x in rank.numbers(Key.EVAL, "seconds")), default=0.0)
+    _put(values, "p_whole", sequences / (training + evaluation))
+    _put(values, "p_train", sequences / training, n)
+    compute = float(steps.compute_seconds.sum())
+    if compute > 0:
+        _put(values, "p_core", sequences / compute, n)
+
+
+def _memory(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> None:
+    last = [rank.last(Key.MEMORY) for rank in ranks]
+    for name, source in (
+        ("memory_peak_allocated", "peak_allocated"),
+        ("memory_peak_reserved", "peak_reserved"),
+        ("memory_peak_rss", "peak_rss"),
+        ("memory_pss", "pss"),
+        ("memory_device_used", "device_used"),
+    ):
+        amounts = [x for memory in last if (x := number(memory.get(source))) is not None]
+        # A rank that doesn't tell may be the largest: then there is no answer.
+        if amounts and len(amounts) == len(ranks):
+            whole = sum(amounts) if metric(name).over_ranks == "sum" else max(amounts)
+            _put(values, name, whole / _MIB, n=len(amounts))
+
+
+def _validation(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> None:
+    shares = [share for rank in ranks if (share := rank.last(Key.EVAL)).get("leader", True)]
+    told = [[number(share.get(name)) for name in ("loss", "tokens", "bytes")] for share in shares]
+    if not told or any(loss is None or not tokens or tokens < 0 for loss, tokens, _ in told):
+        return
+    tokens = sum(t or 0.0 for _, t, _ in told)
+    nats = sum((loss or 0.0) * (t or 0.0) for loss, t, _ in told)
+    _put(values, "loss_validation", nats / tokens)
+    size = sum(b or 0.0 for *_, b in told)
+    if all(b for *_, b in told) and size > 0:
+        _put(values, "bits_per_byte", nats / math.log(2) / size)
+
+
+def _energy(values: dict[str, MetricValue], steps: Window, telemetry: Telemetry) -> None:
+    joules = energy(telemetry, steps.start_ns, steps.stop_ns)
+    if joules is None:
+        return
+    _put(values, "energy", joules)
+    if joules > 0:
+        _put(values, "tokens_per_joule", float(steps.tokens.sum()) / joules)
+
+
+def energy(telemetry: Telemetry, start_ns: float, stop_ns: float) -> float | None:
+    """Return the joules that all energy counters together went up by in the window; None where there are none.
+
+    Counters are read between samples by straight lines. A counter that doesn't span the window counts for nothing,
+    and then there is no figure: half a machine's energy would be taken for the whole.
+    """
+    total = 0.0
+    sensors = sorted({name for name in telemetry.sensor if name.startswith("energy.")})
+    for sensor in sensors:
+        times, counted = telemetry.series(sensor)
+        if len(times) < 2 or times[0] > start_ns or times[-1] < stop_ns or (np.diff(counted) < 0).any():
+            return None
+        start, stop = np.interp([start_ns, stop_ns], times.astype(np.float64), counted)
+        total += float(stop - start)
+    return total if sensors else None
+
+
+def machine_speeds(ranks: Sequence[RankJournal]) -> dict[str, float]:
+    """Return what all ranks' pulses come to, FLOP/s, `before` and `after` the steps, where every rank has one."""
+    speeds: dict[str, float] = {}
+    for when in ("before", "after"):
+        seen: list[float] = []
+        for rank in ranks:
+            values: list[Any] = [event.value for event in rank.events.get(Key.PULSE, [])]
+            pulses = [value for value in values if isinstance(value, dict) and value.get("when") == when]
+            seen += [x for pulse in pulses[-1:] if (x := number(pulse.get("flops_per_second"))) is not None]
+        if seen and len(seen) == len(ranks):
+            speeds[when] = sum(seen)
+    return speeds

@@ -1,0 +1,124 @@
+"""One trial's journals → its result, and the columns it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flagperf.collect import verdict
+from flagperf.collect.journals import (
+    HarnessJournal,
+    RankJournal,
+    Telemetry,
+    number,
+    read_harness,
+    read_rank,
+    read_telemetry,
+)
+from flagperf.collect.training import peak_flops, training_metrics, window
+from flagperf.schema.event import Key
+from flagperf.schema.result import Result
+from flagperf.schema.trial import Run, Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """A trial as it was read: the result, and the raw columns a report draws."""
+
+    trial: Trial
+    result: Result
+    ranks: list[RankJournal]
+    telemetry: Telemetry
+
+
+def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | None = None) -> TrialRecord:
+    """Read a trial of a run, whatever state it is in; what is wrong with it is in the result.
+
+    `harness` is the run's own journal where it has been read already.
+    """
+    if harness is None:
+        harness = read_harness(run_dir / "harness.journal")
+    folder = run_dir / "trials" / trial.id
+    trial = _as_launched(folder / "trial.json", trial)
+    ranks = [read_rank(folder / f"rank{rank}.journal", rank) for rank in range(trial.ranks)]
+    telemetry = read_telemetry(folder / "telemetry.journal")
+    steps = window(ranks)
+    metrics = training_metrics(trial, ranks, steps, telemetry)
+    reasons = verdict.reasons(trial, harness, ranks, steps, metrics)
+    attempts = 1 + sum(1 for _ in folder.parent.glob(f"{trial.id}.attempt*"))
+    result = Result(
+        case=trial.case,
+        preset=trial.preset,
+        vendor=trial.vendor,
+        engine=trial.engine,
+        ranks=trial.ranks,
+        layout=str(trial.layout),
+        dtype=trial.dtype,
+        seed=trial.seed,
+        trial=trial.trial,
+        verdict="invalid" if reasons else "valid",
+        reasons=reasons,
+        metrics={name: metrics[name] for name in trial.metrics or metrics if name in metrics},
+        run=run.id,
+        id=trial.id,
+        notes=verdict.notes(trial, harness, ranks, steps, telemetry),
+        facts={
+            **_facts(trial, ranks),
+            "attempts": attempts,
+            "prepared": harness.prepared.get(trial.id, {}),
+            "environment": _environment(harness.environments.get(trial.id, {})),
+        },
+    )
+    return TrialRecord(trial=trial, result=result, ranks=ranks, telemetry=telemetry)
+
+
+def _as_launched(path: Path, planned: Trial) -> Trial:
+    """Return the trial as its ranks got it, which has the measured peak; as planned where that can't be read."""
+    try:
+        launched = msgspec.json.decode(path.read_bytes(), type=Trial)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return planned  # never launched, or damaged: without its peak there is no MFU, and that is seen
+    return launched if (launched.id, launched.ranks) == (planned.id, planned.ranks) else planned
+
+
+def _facts(trial: Trial, ranks: Sequence[RankJournal]) -> dict[str, Any]:
+    built = ranks[0].last(Key.BUILD)
+    memory = ranks[0].last(Key.MEMORY)
+    return {
+        "build": {key: built[key] for key in sorted(built) if key != "seconds"},
+        "build_seconds": number(built.get("seconds")),
+        "tokens_fingerprint": fingerprint(ranks),
+        "samples": int(sum(x for rank in ranks for x in rank.numbers(Key.TOKENS, "samples"))),
+        "peak_flops_per_rank": (peak / trial.ranks) if (peak := peak_flops(trial, ranks)) else None,
+        "allocated_source": str(memory.get("allocated_source") or ""),
+        "threads": trial.threads,
+        "loss_band": trial.protocol.loss_band,
+        "minimum_effect": trial.protocol.minimum_effect,
+    }
+
+
+def fingerprint(ranks: Sequence[RankJournal]) -> str | None:
+    """Return the fingerprint of all tokens that were read: the sum modulo 2^128 of what each leader says."""
+    total, seen = 0, False
+    for rank in ranks:
+        text = rank.last(Key.TOKENS).get("fingerprint")
+        try:
+            total, seen = total + int(str(text), 16), seen or text is not None
+        except ValueError:
+            if text is not None:
+                return None
+    return f"{total % 2**128:032x}" if seen else None
+
+
+def _environment(moments: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what decides whether two results were measured under the same conditions."""
+    seen = moments.get("before") or moments.get("after") or {}
+    return {
+        key: seen[key]
+        for key in ("cpu", "cores", "python", "kernel", "packages", "governor", "flagperf", "commit")
+        if key in seen
+    }

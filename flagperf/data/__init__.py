@@ -1,0 +1,24 @@
+"""Training data: real text in two languages, your own, or made up; prepared once, the same bytes for every engine.
+
+`flagperf.data.batches` has what a training loop reads it by.
+"""
+
+from flagperf.data.cache import DamagedData, cache_root
+from flagperf.data.prepare import Listed, NotPrepared, listing, open_tokens, prepare, verify
+from flagperf.data.settings import Counts, DataSettings, Meta, Prepared, Progress
+
+__all__ = [
+    "Counts",
+    "DamagedData",
+    "DataSettings",
+    "Listed",
+    "Meta",
+    "NotPrepared",
+    "Prepared",
+    "Progress",
+    "cache_root",
+    "listing",
+    "open_tokens",
+    "prepare",
+    "verify",
+]

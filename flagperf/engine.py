@@ -1,0 +1,94 @@
+"""The training-engine contract: what BMTrain, DeepSpeed, Megatron and torch's own engines have in common.
+
+An engine is a manifest (`*.toml`, see `EngineManifest`) and an entry class derived from `TrainingEngine`. It may bring
+its own initialisation, parameter classes, optimizer and model code; it must start from the task's canonical weights,
+average the loss over the same tokens, clip once a step by the global norm, and advance the learning rate once a step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from flagperf.context import RankContext
+
+if TYPE_CHECKING:
+    from flagperf.training import TrainingTask
+
+
+class Batch(NamedTuple):
+    """Sequences on the rank's device."""
+
+    tokens: torch.Tensor
+    """int64 [B, S]."""
+    targets: torch.Tensor
+    """int64 [B, S]: each position's next token."""
+
+
+class StepOutput(NamedTuple):
+    """What a step tells; tensors stay on the device until the clock has stopped."""
+
+    loss: torch.Tensor
+    """Mean over the tokens that this rank's data-parallel group read, before the update: a float32 scalar."""
+    gradient_norm: torch.Tensor
+    """Global norm before clipping: a scalar."""
+
+
+class TrainingEngine(ABC):
+    """One rank's share of a training job."""
+
+    def __init__(self, context: RankContext) -> None:
+        self.context = context
+        self.layout = context.trial.layout
+
+    @property
+    def data_rank(self) -> int:
+        """Which data-parallel group this rank belongs to."""
+        return self.context.rank // self.layout.model_parallel
+
+    @property
+    def data_size(self) -> int:
+        """How many data-parallel groups there are."""
+        return self.context.world_size // self.layout.model_parallel
+
+    @property
+    def leader(self) -> bool:
+        """Whether this rank speaks for its data-parallel group."""
+        return self.context.rank % self.layout.model_parallel == 0
+
+    def start(self) -> None:
+        """Bring up what the engine needs first: by default torch.distributed on the vendor's backend."""
+        import torch.distributed as dist
+
+        runtime = self.context.runtime
+        dist.init_process_group(runtime.backend, device_id=None if runtime.device.type == "cpu" else runtime.device)
+
+    @abstractmethod
+    def build(self, task: TrainingTask) -> None:
+        """Build model and optimizer from the task's canonical initial weights."""
+
+    @abstractmethod
+    def step(self, batches: Sequence[Batch], learning_rate: float) -> StepOutput:
+        """Take one optimizer step over this rank's micro-batches of the global batch."""
+
+    @abstractmethod
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """Return the mean loss over a batch without learning from it: a float32 scalar."""
+
+    @abstractmethod
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the full weights by canonical name, float32 on the host; every rank must call it."""
+
+    def facts(self) -> dict[str, object]:
+        """Return what a reader should know of how the engine ran, as plain JSON."""
+        return {}
+
+    def close(self) -> None:
+        """Take down what `start` brought up."""
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()

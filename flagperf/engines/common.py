@@ -1,0 +1,108 @@
+"""What torch's own engines share; each says only how it wraps the model and places the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from flagperf.engine import Batch, StepOutput, TrainingEngine
+from flagperf.training import AdamW, TrainingTask
+
+
+class TorchEngine(TrainingEngine):
+    """One model, one fused AdamW, gradients accumulated over micro-batches."""
+
+    def build(self, task: TrainingTask) -> None:
+        """Build on the meta device, wrap, materialise, and fill in the canonical weights."""
+        self.task = task
+        device = self.context.runtime.device
+        with torch.device("meta"):
+            model = task.model(recompute=self.layout.recompute)
+        if self.layout.compile:
+            for block in task.blocks(model):
+                block.compile()
+        self.plain = model
+        self.model = self.wrap(model, device)
+        self.optimizer = adamw(self.model, task.optimizer)
+
+    def wrap(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        """Return the model on the device with its initial weights, wrapped for this engine."""
+        model.to_empty(device=device)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.task.initial_weight(name, parameter.shape))
+        return model
+
+    def accumulating(self, last: bool) -> AbstractContextManager[object]:
+        """Return the context of one micro-batch: gradients are exchanged on the last one only."""
+        return nullcontext()
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Return the context in which the model computes: bf16 by autocast, weights and optimizer state in fp32."""
+        if self.context.trial.dtype == "fp32":
+            return nullcontext()
+        return torch.autocast(self.context.runtime.device.type, getattr(torch, _TORCH[self.context.trial.dtype]))
+
+    def step(self, batches: Sequence[Batch], learning_rate: float) -> StepOutput:
+        """Take one optimizer step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.context.runtime.device)
+        for number, batch in enumerate(batches):
+            with self.accumulating(number == len(batches) - 1):
+                with self.precision():
+                    loss = self.model(*batch)
+                (loss / len(batches)).backward()
+            total += loss.detach()
+        norm = clip_gradients(self.model, self.task.optimizer.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        return StepOutput(total / len(batches), norm)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """Return the mean loss over a batch."""
+        with self.precision():
+            loss: torch.Tensor = self.model(*batch)
+        return loss.float()
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the full weights by canonical name."""
+        for name, parameter in self.plain.named_parameters():
+            full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            yield name, full.detach().float().cpu()
+
+
+_TORCH = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def adamw(model: torch.nn.Module, settings: AdamW) -> torch.optim.Optimizer:
+    """Return AdamW over a model's parameters, decaying the matrices only."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True)
+
+
+@torch.no_grad()
+def clip_gradients(model: torch.nn.Module, limit: float) -> torch.Tensor:
+    """Scale all gradients so that their global norm is at most `limit`; return the norm from before.
+
+    One accurate norm for every engine: squares are summed in float64 on a CPU (its float32 `clip_grad_norm_` is off by
+    5e-5, enough to set engines apart after a few steps), and shards are added up over the ranks that hold them.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    shards = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+    exact = torch.float64 if shards[0].device.type == "cpu" else torch.float32
+    squares = torch.stack([torch.linalg.vector_norm(s, dtype=exact) for s in shards]).square().sum()
+    if hasattr(gradients[0], "device_mesh"):
+        torch.distributed.all_reduce(squares, group=gradients[0].device_mesh.get_group())
+    norm = squares.sqrt().float()
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    if norm.device.type != "cpu" or scale < 1:  # elsewhere asking would make the host wait for the device
+        torch._foreach_mul_(shards, scale)
+    return norm

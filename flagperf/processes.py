@@ -1,0 +1,33 @@
+"""Making sure that no process outlives the one that wants it. Linux does it by prctl; elsewhere these do nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Have this process get SIGTERM when the one that started it is gone, even if that was killed.
+
+    The parent puts its process number into the environment as FLAGPERF_PARENT, so that one which is gone already is
+    noticed as well.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = os.environ.get("FLAGPERF_PARENT")
+    if parent and os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies, so that they can be found and ended."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)

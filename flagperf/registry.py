@@ -1,0 +1,166 @@
+"""Finds cases, engines, vendors and launchers: built in, in a folder the user names, or by entry point.
+
+Finding reads manifests (TOML) only, so that `list` and `--help` import no plug-in. `load` imports one, and what goes
+wrong then is told when that plug-in is asked for, never before, and never breaks another.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from flagperf.errors import FlagPerfError, PluginError, Unavailable, UnknownName
+from flagperf.schema.machine import Availability
+from flagperf.schema.manifest import CaseManifest, EngineManifest, LauncherManifest, Manifest, VendorManifest
+
+M = TypeVar("M", bound=Manifest)
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A manifest file and the package its entry is relative to."""
+
+    path: Path
+    package: str
+
+
+class Registry(Generic[M]):
+    """The plug-ins of one kind, by name."""
+
+    def __init__(self, kind: str, manifest: type[M], home: str, folders: Sequence[Path] = ()) -> None:
+        self.kind, self.manifest, self.home, self.folders = kind, manifest, home, list(folders)
+        self._found: dict[str, tuple[M, Found]] | None = None
+        self.broken: dict[str, str] = {}
+        """Manifests that can't be read: path → why."""
+
+    def names(self) -> list[str]:
+        """Return every name, sorted."""
+        return sorted(self._scan())
+
+    def all(self) -> list[M]:
+        """Return every manifest, sorted by name."""
+        return [self._scan()[name][0] for name in self.names()]
+
+    def get(self, name: str) -> M:
+        """Return a manifest; an unknown name gets the nearest one and the list."""
+        try:
+            return self._scan()[name][0]
+        except KeyError:
+            for path, why in self.broken.items():
+                if Path(path).stem == name.rsplit("/", 1)[-1] or Path(path).parent.name == name:
+                    raise PluginError(f"The {self.kind} {name!r} can't be read: {why}", f"Mend {path}.") from None
+            raise UnknownName(self.kind, name, self._scan()) from None
+
+    def require(self, name: str) -> M:
+        """Return a manifest whose requirements are installed; raise Unavailable with what is missing otherwise."""
+        manifest = self.get(name)
+        missing = availability(manifest)
+        if not missing.available:
+            raise Unavailable(
+                f"The {self.kind} {name!r} isn't available: {missing.reason}.", f"Get it: {missing.remedy}"
+            )
+        return manifest
+
+    def load(self, name: str) -> Any:
+        """Import a plug-in's entry and return it.
+
+        Raises Unavailable if a distribution it needs is missing, PluginError if its code can't be imported.
+        """
+        manifest, found = self.require(name), self._scan()[name][1]
+        module_name, _, attribute = manifest.entry.partition(":")
+        try:
+            module = importlib.import_module(module_name, found.package)
+            return getattr(module, attribute)
+        except Exception as error:  # a plug-in may raise anything while it's imported
+            raise PluginError(
+                f"The {self.kind} {name!r} can't be loaded: {type(error).__name__}: {error}",
+                f"Its manifest is {found.path}; `python -c 'import {found.package}'` shows the whole error.",
+            ) from error
+
+    def _scan(self) -> dict[str, tuple[M, Found]]:
+        if self._found is None:
+            self._found = {}
+            for found in self._manifests():
+                try:
+                    manifest = msgspec.convert(tomllib.loads(found.path.read_text("utf-8")), self.manifest)
+                except (OSError, ValueError) as error:  # TOML and validation errors are ValueErrors
+                    self.broken[str(found.path)] = str(error)
+                    continue
+                if manifest.name in self._found:
+                    first = self._found[manifest.name][1].path
+                    raise PluginError(
+                        f"Two {self.kind}s are called {manifest.name!r}: {first} and {found.path}",
+                        "Rename one, or leave its folder out.",
+                    )
+                self._found[manifest.name] = (manifest, found)
+        return self._found
+
+    def _manifests(self) -> Iterator[Found]:
+        home = importlib.import_module(self.home)
+        for base in home.__path__:
+            yield from _in_folder(Path(base), self.home)
+        for entry in importlib.metadata.entry_points(group=f"flagperf.{self.kind}s"):
+            spec = importlib.util.find_spec(entry.value)
+            if spec is None or not spec.submodule_search_locations:
+                self.broken[entry.value] = f"the entry point {entry.name!r} names no package that can be found"
+                continue
+            for base in spec.submodule_search_locations:
+                yield from _in_folder(Path(base), entry.value)
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise FlagPerfError(f"No folder {folder} to look for plug-ins in.")
+            # A folder of plug-ins is imported as packages of its own: it must be on the path to be found.
+            if str(folder.parent) not in sys.path:
+                sys.path.append(str(folder.parent))
+            yield from _in_folder(folder, folder.name)
+
+
+def _in_folder(base: Path, package: str) -> Iterator[Found]:
+    """Manifests beside the package's modules, and one level down in its sub-packages."""
+    for path in sorted(base.glob("*.toml")):
+        yield Found(path=path, package=package)
+    for path in sorted(base.glob("*/*.toml")):
+        yield Found(path=path, package=f"{package}.{path.parent.name}")
+
+
+def availability(manifest: Manifest) -> Availability:
+    """Say whether the distributions a plug-in needs are installed, without importing them."""
+    version = ""
+    for need in manifest.requires:
+        try:
+            version = importlib.metadata.version(need.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            reason = f"{need.distribution} isn't installed"
+            return Availability(name=manifest.name, available=False, reason=reason, remedy=need.install)
+        if need.minimum and _numbers(version) < _numbers(need.minimum):
+            reason = f"{need.distribution} is {version}; {need.minimum} or newer is needed"
+            return Availability(
+                name=manifest.name, available=False, reason=reason, remedy=need.install, version=version
+            )
+    return Availability(name=manifest.name, available=True, version=version)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    public = version.split("+")[0].split("-")[0]
+    return tuple(int(part) for part in public.split(".") if part.isdigit())
+
+
+class Registries:
+    """All registries, with the folders a user added."""
+
+    def __init__(self, folders: Sequence[Path] = ()) -> None:
+        self.cases = Registry("case", CaseManifest, "flagperf.cases", _sub(folders, "cases"))
+        self.engines = Registry("engine", EngineManifest, "flagperf.engines", _sub(folders, "engines"))
+        self.vendors = Registry("vendor", VendorManifest, "flagperf.vendors", _sub(folders, "vendors"))
+        self.launchers = Registry("launcher", LauncherManifest, "flagperf.launchers", _sub(folders, "launchers"))
+
+
+def _sub(folders: Sequence[Path], name: str) -> list[Path]:
+    return [folder / name for folder in folders if (folder / name).is_dir()]

@@ -1,0 +1,285 @@
+"""Carries out a planned run: prepares, launches trial after trial, and keeps what was measured whatever happens.
+
+The run directory is the truth: `run.json` (the plan), `harness.journal` (what the harness saw), and a folder a trial
+with a journal a rank. Nothing is kept in memory that isn't there too.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from flagperf.collect.trials import read_trial
+from flagperf.errors import FlagPerfError, UsageError
+from flagperf.journal import Journal
+from flagperf.launchers import Launcher
+from flagperf.measure.environment import snapshot
+from flagperf.measure.peak import measured_peak
+from flagperf.registry import Registries
+from flagperf.schema.event import PREFIX, Key
+from flagperf.schema.result import Result
+from flagperf.schema.trial import Nodes, Outcome, Run, Trial
+
+_LEAST_FREE = 2 * 2**20
+"""Bytes that must be free before a trial is started: its journals are smaller, but not much."""
+
+
+class Watcher(Protocol):
+    """Is told how a run goes on."""
+
+    def stage(self, text: str, share: float | None) -> None:
+        """Something that takes time is being prepared."""
+
+    def trial_started(self, number: int, count: int, trial: Trial) -> None:
+        """A trial is being launched; `number` counts from 1."""
+
+    def step(self, done: int, planned: int, loss: float | None, tokens_per_second: float) -> None:
+        """A trial has come this far."""
+
+    def trial_ended(self, trial: Trial, result: Result) -> None:
+        """A trial has ended, well or not."""
+
+
+def execute(
+    run: Run, folder: Path, registries: Registries, watcher: Watcher, *, nodes: Nodes, keep_going: bool = False
+) -> None:
+    """Carry out the trials of `run` in `folder` that have no valid result yet.
+
+    Without `keep_going` it stops after the first invalid one. Raises KeyboardInterrupt again after cleaning up, and
+    FlagPerfError for what makes further trials pointless; results so far can be read from the folder in any case.
+    """
+    with _locked(folder, nodes), _disk_errors(folder), _termination_is_interrupt():
+        if nodes.index == 0 or not (folder / "run.json").exists():  # on a shared file system node 0's is everyone's
+            _write(folder / "run.json", run)
+        launcher: Launcher = registries.launchers.load(run.launcher)(nodes)
+        name = "harness.journal" if nodes.index == 0 else f"harness{nodes.index}.journal"
+        with Journal(folder / name, {"role": "harness", "run": run.id, "node": nodes.index}) as journal:
+            try:
+                pending = [trial for trial in run.trials if not _done(folder, run, trial)]
+                facts = _prepare(pending, registries, watcher)
+                for number, trial in enumerate(run.trials, 1):
+                    if trial not in pending:
+                        continue
+                    watcher.trial_started(number, len(run.trials), trial)
+                    trial = _with_peak(trial, nodes, watcher)
+                    journal.write(Key.TRIAL_START, {"id": trial.id, "prepared": facts[trial.case]})
+                    outcome = _launch(trial, folder, run, launcher, journal, watcher, registries)
+                    journal.write(Key.TRIAL_STOP, {"id": trial.id, "outcome": msgspec.to_builtins(outcome)})
+                    result = read_trial(folder, run, trial).result
+                    watcher.trial_ended(trial, result)
+                    # A node sees its own ranks' journals only, so it can't judge the whole trial.
+                    bad = result.verdict == "invalid" if nodes.count == 1 else outcome.status != "finished"
+                    if bad and not keep_going:
+                        break
+            except KeyboardInterrupt:
+                journal.write(Key.INTERRUPTED)
+                raise
+
+
+def new_folder(out: Path | None, run: Run, nodes: Nodes) -> Path:
+    """Return the run's folder, made anew; refuse one that has something in it, unless another node may have put it."""
+    folder = out or Path("runs") / run.id
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if nodes.index == 0 and any(folder.glob("[!.]*")):
+            raise UsageError(
+                f"{folder} isn't empty.",
+                f"Give another folder with --out, or go on with what is there by --resume {folder}.",
+            )
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise FlagPerfError(
+            f"Can't write to {folder}: {error.strerror}.", "Choose a folder you may write to with --out DIR."
+        ) from error
+    return folder
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run's plan."""
+    try:
+        return msgspec.json.decode((folder / "run.json").read_bytes(), type=Run)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder} is no run: it has no run.json.", "`flagperf results` lists the runs there are."
+        ) from None
+    except msgspec.DecodeError as error:
+        raise FlagPerfError(
+            f"{folder / 'run.json'} can't be read: {error}", "It is damaged; start a new run."
+        ) from error
+
+
+def _done(folder: Path, run: Run, trial: Trial) -> bool:
+    """Whether a trial has a valid result; what is left of an invalid attempt is put aside."""
+    place = folder / "trials" / trial.id
+    if not place.exists():
+        return False
+    if read_trial(folder, run, trial).result.verdict == "valid":
+        return True
+    attempt = sum(1 for _ in place.parent.glob(f"{trial.id}.attempt*")) + 1
+    place.rename(place.with_name(f"{trial.id}.attempt{attempt}"))
+    return False
+
+
+def _prepare(trials: list[Trial], registries: Registries, watcher: Watcher) -> dict[str, dict[str, Any]]:
+    """Let each case make ready what its trials need."""
+    first = {trial.case: trial for trial in reversed(trials)}
+    return {name: registries.cases.load(name)(trial).prepare(watcher.stage) for name, trial in first.items()}
+
+
+def _with_peak(trial: Trial, nodes: Nodes, watcher: Watcher) -> Trial:
+    """Return the trial with the measured peak that its MFU is relative to; measured once a machine."""
+    local = trial.ranks // nodes.count
+    folders = [Path(folder) for folder in trial.plugins]
+    peak = measured_peak(trial.vendor, trial.dtype, trial.threads, local, watcher.stage, folders)
+    return msgspec.structs.replace(trial, peak_flops=peak)
+
+
+def _launch(
+    trial: Trial,
+    folder: Path,
+    run: Run,
+    launcher: Launcher,
+    journal: Journal,
+    watcher: Watcher,
+    registries: Registries,
+) -> Outcome:
+    """Run one trial between two looks at the machine, with telemetry beside it."""
+    if shutil.disk_usage(folder).free < _LEAST_FREE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    place = folder / "trials" / trial.id
+    place.mkdir(parents=True, exist_ok=True)
+    _write(place / "trial.json", trial)
+    vendor = registries.vendors.get(trial.vendor)
+    environment = {**vendor.environment, "OMP_NUM_THREADS": str(trial.threads)}
+    progress = _Progress(place / "rank0.journal", trial, watcher)
+    began = time.monotonic()
+    _environment(journal, trial, "before", folder)
+    try:
+        with _telemetry(place / "telemetry.journal", trial):
+            outcome = launcher.launch(trial, place, environment, run.timeout or trial.protocol.timeout, progress.look)
+    except KeyboardInterrupt:
+        outcome = Outcome(status="interrupted", seconds=time.monotonic() - began)
+        journal.write(Key.TRIAL_STOP, {"id": trial.id, "outcome": msgspec.to_builtins(outcome)})
+        raise
+    _environment(journal, trial, "after", folder)
+    return outcome
+
+
+def _environment(journal: Journal, trial: Trial, when: str, folder: Path) -> None:
+    seen = msgspec.to_builtins(snapshot(folder))
+    journal.write(Key.ENVIRONMENT, {"trial": trial.id, "when": when, **seen})
+
+
+@contextmanager
+def _telemetry(path: Path, trial: Trial) -> Iterator[None]:
+    """Sample the machine in a process of its own while the body runs."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "flagperf.measure.telemetry", "--out", str(path)),
+            *("--parent", str(os.getpid()), "--vendor", trial.vendor),
+            *(part for folder in trial.plugins for part in ("--plugins", folder)),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "FLAGPERF_PARENT": str(os.getpid())},
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class _Progress:
+    """Reads what rank 0 has added to its journal, about once a second, to say how far the trial is."""
+
+    def __init__(self, path: Path, trial: Trial, watcher: Watcher) -> None:
+        self.path, self.watcher = path, watcher
+        self.tokens = 0
+        self.planned = trial.protocol.warmup + trial.protocol.steps
+        self.offset = self.done = 0
+
+    def look(self) -> None:
+        """Tell the watcher of new steps."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            chunk = file.read()
+        whole = chunk[: chunk.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        steps = [line for line in whole.splitlines() if b'"key":"step"' in line]
+        if steps:
+            self.done += len(steps)
+            last = msgspec.json.decode(steps[-1][len(PREFIX) :])["value"]
+            self.watcher.step(self.done, self.planned, last["loss"], last["tokens"] / last["seconds"])
+
+
+@contextmanager
+def _locked(folder: Path, nodes: Nodes) -> Iterator[None]:
+    """Hold the folder's lock: two runs into one folder would mix their journals."""
+    name = ".lock" if nodes.index == 0 else f".lock{nodes.index}"
+    with (folder / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FlagPerfError(
+                f"Another run is going on in {folder}.", "Wait for it, or give another folder with --out."
+            ) from None
+        yield
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what the harness can't write into a message; what was measured before stays readable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FlagPerfError(
+                f"The disk with {folder} is full.",
+                f"Free some space and go on with `flagperf run --resume {folder}`, or choose another --out.",
+            ) from error
+        raise
+
+
+@contextmanager
+def _termination_is_interrupt() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP as Ctrl-C: clean up, keep what was measured."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before: list[tuple[int, Callable[..., Any] | int | None]] = [
+        (number, signal.signal(number, interrupt)) for number in (signal.SIGTERM, signal.SIGHUP)
+    ]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _write(path: Path, value: msgspec.Struct) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    temporary.replace(path)

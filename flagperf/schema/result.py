@@ -1,0 +1,77 @@
+"""What comes out: results of trials, comparisons of engines, and the object `flagperf run --json` prints."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from flagperf.schema.metric import MetricValue
+
+Verdict = Literal["valid", "invalid"]
+ComparisonVerdict = Literal["better", "worse", "equivalent", "cannot tell"]
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """Why a result is invalid, or what a reader must know of a valid one."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """A trial's metrics with its verdict."""
+
+    case: str
+    preset: str
+    vendor: str
+    engine: str
+    ranks: int
+    layout: str
+    dtype: str
+    seed: int
+    trial: int
+    """Which repetition of its engine and layout this is, from 0."""
+    verdict: Verdict
+    reasons: list[Reason]
+    metrics: dict[str, MetricValue]
+    run: str = ""
+    id: str = ""
+    """The trial's folder in the run."""
+    notes: list[Reason] = []
+    """What doesn't make it invalid but must be seen: a noisy machine, a torn journal line."""
+    facts: dict[str, Any] = {}
+    """What was run, beyond the options: parameters, tokens' fingerprint, peak used, package versions."""
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate against a baseline in one metric: the ratio candidate ÷ baseline with its 95 % interval."""
+
+    metric: str
+    candidate: str
+    baseline: str
+    ratio: float | None
+    low: float | None
+    high: float | None
+    verdict: ComparisonVerdict
+    case: str = ""
+    preset: str = ""
+    pairs: int = 0
+    """Pairs of trials that were compared."""
+    more_trials: int | None = None
+    """When it can't be told: about how many more pairs would settle it; None if none seen would."""
+    minimum_effect: float = 0.03
+    candidate_value: float | None = None
+    baseline_value: float | None = None
+    unit: str = ""
+    direction: str = "none"
+    notes: list[Reason] = []
+
+
+class RunOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What `flagperf run --json` prints."""
+
+    run: str
+    results: list[Result]
+    comparisons: list[Comparison]

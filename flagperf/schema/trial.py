@@ -1,0 +1,94 @@
+"""A run and its trials, as planned: written to the run directory before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from flagperf.schema import SCHEMA_VERSION
+from flagperf.schema.layout import Layout
+from flagperf.schema.manifest import Protocol
+
+
+class Nodes(msgspec.Struct, frozen=True, kw_only=True):
+    """Where ranks run when there is more than one host."""
+
+    count: int = 1
+    index: int = 0
+    rendezvous: str = ""
+    """HOST:PORT of the first node; empty on a single one."""
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One case × preset × vendor × engine × layout × seed, run once in fresh processes. All a rank needs to know."""
+
+    id: str
+    """Unique in its run, and the name of its folder: `003-fsdp`."""
+    case: str
+    preset: str
+    vendor: str
+    engine: str
+    ranks: int
+    layout: Layout
+    dtype: str
+    seed: int
+    trial: int
+    """Which repetition of its arm this is, from 0; trials with the same number are compared as a pair."""
+    protocol: Protocol
+    settings: dict[str, Any]
+    metrics: list[str]
+    threads: int
+    """Compute threads a rank."""
+    peak_flops: float | None = None
+    """Measured GEMM peak of what one rank computes on, FLOP/s, dense, in `dtype`; the base of MFU."""
+    rated_flops: float | None = None
+    """The same from the maker's data sheet, where there is an honest one."""
+    memory_limit: int | None = None
+    """Bytes a rank may allocate."""
+    plugins: list[str] = []
+    """Folders searched for cases, engines, vendors and launchers besides those that are installed."""
+
+    @property
+    def arm(self) -> str:
+        """What is compared: the engine, with its layout where one was asked for."""
+        return f"{self.engine}:{self.layout}" if str(self.layout) else self.engine
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """Trials planned together, in the order they are run."""
+
+    schema: int = SCHEMA_VERSION
+    id: str
+    created: str
+    """ISO 8601, UTC."""
+    command: list[str]
+    """The command line that made it."""
+    flagperf: str
+    """Version."""
+    commit: str | None
+    launcher: str
+    timeout: float | None
+    trials: list[Trial]
+    baseline: str
+    """Arm the others are compared with."""
+
+
+class RankExit(msgspec.Struct, frozen=True, kw_only=True):
+    """How one rank ended: its exit code, negative for a signal."""
+
+    rank: int
+    exit_code: int
+    message: str = ""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a trial ended, as its launcher saw it."""
+
+    status: str
+    """`finished`, `failed`, `timeout`, `interrupted` or `not started`."""
+    seconds: float
+    exits: list[RankExit] = []
+    """Ranks that didn't end with 0."""
+    message: str = ""
+    stderr_tail: str = ""

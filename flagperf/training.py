@@ -1,0 +1,197 @@
+"""The training protocol of one rank: build, warm up, measure, judge. Everything it sees goes into the journal."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+
+from flagperf.context import RankContext
+from flagperf.engine import Batch, TrainingEngine
+from flagperf.measure.peak import pulse
+from flagperf.schema.event import Key, Step
+
+
+class AdamW(NamedTuple):
+    """The optimizer all engines use; decay applies to matrices, not to norms."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    clip: float
+    """Largest global gradient norm."""
+
+
+class TrainingTask(ABC):
+    """What a training case gives to an engine."""
+
+    optimizer: AdamW
+    global_batch: int
+    """Sequences an optimizer step."""
+    sequence_length: int
+    flops_per_token: float
+    """Model FLOPs of training on one token, recomputation not counted."""
+    recompute_factor: float
+    """Hardware FLOPs over model FLOPs when every block is recomputed."""
+
+    @abstractmethod
+    def model(self, *, recompute: bool) -> torch.nn.Module:
+        """Return the model, uninitialised, on torch's default device: `model(tokens, targets)` is the mean loss."""
+
+    @abstractmethod
+    def blocks(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+        """Return the repeated units, in order: what is sharded, recomputed and compiled one by one."""
+
+    @abstractmethod
+    def initial_weight(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """Return the canonical initial value of a parameter: float32, on the host, the same on every rank."""
+
+    @abstractmethod
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+
+    @abstractmethod
+    def batch(self, step: int, first: int, count: int) -> Batch:
+        """Return `count` sequences of the step's global batch from its `first` on, on the host."""
+
+    @abstractmethod
+    def validation(self, first: int, count: int) -> tuple[Batch, int]:
+        """Return held-out sequences and how many bytes of text their targets stand for."""
+
+    @abstractmethod
+    def digest(self, step: int, first: int, count: int) -> int:
+        """Return the sum modulo 2^128 of the digests of these sequences: which tokens, at which place."""
+
+
+def run_training(context: RankContext, task: TrainingTask) -> None:
+    """Bring up the trial's engine, train, and take it down."""
+    engine: TrainingEngine = context.registries.engines.load(context.trial.engine)(context)
+    engine.start()
+    train(context, task, engine)
+    engine.close()
+
+
+def train(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> None:
+    """Run the protocol on one rank."""
+    trial, journal, runtime = context.trial, context.journal, context.runtime
+    protocol = trial.protocol
+    micro = trial.layout.micro or 1
+    share = task.global_batch // engine.data_size
+    first = engine.data_rank * share
+
+    with runtime.observe_allocation() as allocation:
+        began = time.perf_counter()
+        engine.build(task)
+        runtime.synchronize()
+        journal.write(
+            Key.BUILD,
+            {
+                "seconds": time.perf_counter() - began,
+                "flops_per_token": task.flops_per_token,
+                "hfu_factor": task.recompute_factor if trial.layout.recompute else 1.0,
+                "layout": str(trial.layout),
+                "facts": engine.facts(),
+            },
+        )
+        journal.write(Key.INIT_STOP)
+        _pulse(context, "before")
+        journal.write(Key.RUN_START)
+
+        digest = 0
+        _barrier()
+        previous = time.perf_counter_ns()
+        for step in range(protocol.warmup + protocol.steps):
+            if step == protocol.warmup:
+                allocation.stop()
+                runtime.reset_peak_memory()
+                _barrier()
+                previous = time.perf_counter_ns()
+            asked = time.perf_counter_ns()
+            batches = [
+                _to_device(task.batch(step, first + start, micro), runtime.device) for start in range(0, share, micro)
+            ]
+            ready = time.perf_counter_ns()
+            rate = task.learning_rate(step)
+            with allocation.observing(step == protocol.warmup - 1):
+                output = engine.step(batches, rate)
+                runtime.synchronize()
+            now = time.perf_counter_ns()
+            journal.write(
+                Key.STEP,
+                Step(
+                    step=step,
+                    measured=step >= protocol.warmup,
+                    seconds=(now - previous) / 1e9,
+                    data_seconds=(ready - asked) / 1e9,
+                    tokens=share * task.sequence_length,
+                    loss=float(output.loss),
+                    gradient_norm=float(output.gradient_norm),
+                    learning_rate=rate,
+                    leader=engine.leader,
+                ),
+            )
+            if engine.leader:
+                digest += task.digest(step, first, share)
+            if step == 0:
+                journal.write(Key.FIRST_STEP, {"seconds": _process_age()})
+            previous = now
+        journal.write(Key.MEMORY, allocation.complete(runtime.memory()))
+
+    _validate(context, task, engine)
+    _pulse(context, "after")
+    if engine.leader:
+        samples = share * (protocol.warmup + protocol.steps)
+        journal.write(Key.TOKENS, {"fingerprint": f"{digest % 2**128:032x}", "samples": samples})
+
+
+def _validate(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> None:
+    """Judge the model on held-out sequences, each data-parallel group on its share."""
+    protocol, micro = context.trial.protocol, context.trial.layout.micro or 1
+    share = protocol.validation // engine.data_size
+    began = time.perf_counter()
+    losses, size, tokens = [], 0, 0
+    for start in range(0, share, micro):
+        count = min(micro, share - start)
+        batch, text = task.validation(engine.data_rank * share + start, count)
+        losses.append(engine.evaluate(_to_device(batch, context.runtime.device)) * count)
+        size, tokens = size + text, tokens + count * task.sequence_length
+    loss = float(torch.stack(losses).sum()) / share
+    context.journal.write(
+        Key.EVAL,
+        {
+            "loss": loss,
+            "tokens": tokens,
+            "bytes": size,
+            "seconds": time.perf_counter() - began,
+            "step": protocol.warmup + protocol.steps,
+            "leader": engine.leader,
+        },
+    )
+
+
+def _pulse(context: RankContext, when: str) -> None:
+    """Time a short GEMM on all ranks at once: how fast the machine is just now."""
+    _barrier()
+    speed = pulse(context.runtime.device, context.trial.dtype)
+    context.journal.write(Key.PULSE, {"flops_per_second": speed, "when": when})
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(batch.tokens.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True))
+
+
+def _barrier() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def _process_age() -> float:
+    """Seconds since this process was started."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()

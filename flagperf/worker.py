@@ -1,0 +1,89 @@
+"""What a rank does: `python -m flagperf.worker trial.json`, started by torch elastic."""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import msgspec
+
+from flagperf.context import RankContext
+from flagperf.errors import FlagPerfError
+from flagperf.journal import Journal
+from flagperf.processes import die_with_parent
+from flagperf.registry import Registries
+from flagperf.schema.event import Key
+from flagperf.schema.trial import Trial
+
+
+def main() -> int:
+    """Run one rank of one trial; what goes wrong is in its journal and in the exit status."""
+    die_with_parent()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks a hung rank where it is
+    spec = Path(sys.argv[1])
+    trial = msgspec.json.decode(spec.read_bytes(), type=Trial)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if trial.memory_limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (trial.memory_limit, trial.memory_limit))
+    try:
+        header = {"role": "rank", "trial": trial.id, "rank": rank, "world_size": world}
+        with Journal(spec.parent / f"rank{rank}.journal", header) as journal:
+            try:
+                _run(trial, rank, world, journal)
+            except Exception as error:
+                kind, message, hint = explain(error)
+                trace = traceback.format_exc()
+                print(trace, file=sys.stderr, flush=True)
+                journal.write(Key.ERROR, {"kind": kind, "message": message, "hint": hint, "traceback": trace[-4000:]})
+                return 1
+            journal.write(Key.RUN_STOP, {"status": "success"})
+    except OSError as error:  # the journal itself can't be written
+        print(f"{spec.parent}: {error}", file=sys.stderr, flush=True)
+        return os.EX_IOERR
+    return 0
+
+
+def _run(trial: Trial, rank: int, world: int, journal: Journal) -> None:
+    journal.write(Key.INIT_START)
+    journal.write("seed", trial.seed)
+    local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    registries = Registries([Path(folder) for folder in trial.plugins])
+    vendor = registries.vendors.load(trial.vendor)(registries.vendors.get(trial.vendor))
+    case = registries.cases.load(trial.case)(trial)
+    context = RankContext(
+        trial=trial,
+        rank=rank,
+        world_size=world,
+        local_rank=local_rank,
+        local_ranks=local_ranks,
+        runtime=vendor.runtime(local_rank, local_ranks, trial.threads),
+        journal=journal,
+        registries=registries,
+    )
+    case.run(context)
+
+
+def explain(error: BaseException) -> tuple[str, str, str]:
+    """Return kind, message and hint for an error of a rank: what happened, and what a person can do."""
+    text = f"{type(error).__name__}: {error}"
+    lowered = text.lower()
+    if isinstance(error, FlagPerfError):
+        return type(error).__name__, error.message, error.hint
+    if isinstance(error, MemoryError) or "out of memory" in lowered or "can't allocate memory" in lowered:
+        hint = "Use a smaller micro-batch (--layout micro=…), recomputation, a higher ZeRO stage or more ranks."
+        return "out of memory", text, hint
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk full", text, "Free some space, or put the run elsewhere with --out DIR; then use --resume."
+    if "can't start new thread" in lowered or "resource temporarily unavailable" in lowered:
+        return "resource limit", text, "The limit on processes, threads or memory is too low: see `ulimit -a`."
+    return type(error).__name__, text, ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""One self-contained page about one or more runs: verdict, numbers, charts, environment, rules, how to repeat it."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import msgspec
+from markupsafe import Markup
+
+from flagperf._version import __version__
+from flagperf.errors import FlagPerfError, UsageError
+from flagperf.schema import SCHEMA_VERSION
+
+from . import environment, rules, tables
+from .bundle import bundle
+from .charts import MOST_TRIALS, Chart, charts
+from .data import Group, Progress, RunView, load
+from .texts import LANGUAGES, Both, same, text, texts
+from .words import verdicts
+
+COLOURS = 8
+"""Colours of engines in page.css; more engines than that go round, told apart by their dashes."""
+
+
+def write(
+    runs: Sequence[Path], output: Path, *, language: str = "auto", progress: Progress | None = None
+) -> None:
+    """Write the report of these run directories to one HTML file, whole or not at all.
+
+    `language` is the one it opens in: `en`, `zh`, or `auto` for the browser's. `progress(stage, share)` is told how far
+    it is. Raises FlagPerfError for a folder that is no run, or a file that can't be written.
+    """
+    if language not in ("auto", *LANGUAGES):
+        raise UsageError(f"A report opens in en, zh or auto, not in {language!r}.")
+    if not runs:
+        raise UsageError("A report needs at least one run.", "Name a run's folder: flagperf report runs/NAME")
+    views = []
+    for index, folder in enumerate(dict.fromkeys(Path(run) for run in runs)):
+        views.append(load(folder, index, progress))
+    if progress is not None:
+        progress("writing the page", None)
+    _save(output, render(views, language=language))
+
+
+def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | None = None) -> str:
+    """Return the page's HTML."""
+    groups = [group for run in runs for group in run.groups]
+    arms = list(dict.fromkeys(arm for group in groups for arm in group.arms))
+    drawn = {group.id: charts(group, arms) for group in groups}
+    scripts = {"vega": Markup(bundle()), "page": Markup(_resource("page.js"))}
+    return _environment().get_template("page.html").render(
+        title=_title(groups),
+        language=language,
+        runs=runs,
+        groups=groups,
+        verdicts={group.id: [(v, tables.plot(v.plotted)) for v in verdicts(group)] for group in groups},
+        blocks={group.id: tables.blocks(group) for group in groups},
+        trials={group.id: tables.trial_table(group) for group in groups},
+        remarks={group.id: tables.remarks(group) for group in groups},
+        glossary=_glossary(groups),
+        charts=drawn,
+        most_trials=MOST_TRIALS,
+        machines={run.run.id: environment.machine(run) for run in runs},
+        costs={run.run.id: environment.costs(run) for run in runs},
+        rules={group.id: rules.rules(group) for group in groups},
+        repeats={run.run.id: rules.repeat(run) for run in runs},
+        colour={arm: index % COLOURS for index, arm in enumerate(arms)},
+        data=script_json(_data(runs)),
+        drawing=script_json(_drawing(drawn)),
+        style=Markup(_resource("page.css")),
+        scripts=scripts,
+        hashes=" ".join(_hash(script) for script in scripts.values()),
+        version=__version__,
+        schema=SCHEMA_VERSION,
+        generated=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
+    )
+
+
+def _title(groups: Sequence[Group]) -> Both:
+    cases = list(dict.fromkeys(f"{group.first.case} · {group.first.preset}" for group in groups))
+    if not cases:
+        return text("page.title")
+    return same(cases[0] if len(cases) == 1 else f"{cases[0]} + {len(cases) - 1}")
+
+
+def _glossary(groups: Sequence[Group]) -> list[tuple[Both, Both]]:
+    return list(dict.fromkeys(entry for group in groups for entry in tables.glossary(group)))
+
+
+def _data(runs: Sequence[RunView]) -> dict[str, Any]:
+    """Return all that the tables show, for programs."""
+    return {
+        "flagperf": __version__,
+        "schema": SCHEMA_VERSION,
+        "runs": [run.run for run in runs],
+        "results": [view.result for run in runs for group in run.groups for view in group.trials],
+        "comparisons": [
+            {"run": run.run.id, **msgspec.to_builtins(comparison)}
+            for run in runs
+            for group in run.groups
+            for comparison in group.comparisons
+        ],
+        "environments": {run.run.id: run.harness.environments for run in runs},
+    }
+
+
+def _drawing(drawn: dict[str, list[Chart]]) -> dict[str, Any]:
+    """Return what the page's script needs to draw the charts."""
+    prefixes = ("axis.",)
+    return {
+        "charts": [
+            {
+                "id": chart.id,
+                "spec": chart.spec,
+                "data": chart.data,
+                "alt": chart.alt,
+                "title": chart.title,
+            }
+            for several in drawn.values()
+            for chart in several
+        ],
+        "texts": {
+            language: {key: getattr(both, language) for key, both in texts().items() if key.startswith(prefixes)}
+            for language in LANGUAGES
+        },
+        "copied": text("repeat.copied"),
+    }
+
+
+_UNSAFE = re.compile(rb"[<>&]|\xe2\x80[\xa8\xa9]")
+
+
+def script_json(value: Any) -> Markup:
+    """Return JSON that is harmless inside a script element, whatever strings it holds; NaN becomes null."""
+    encoded = msgspec.json.encode(value)
+    safe = _UNSAFE.sub(lambda match: b"\\u%04x" % ord(match.group().decode()), encoded)
+    return Markup(safe.decode())
+
+
+def _hash(script: str) -> str:
+    """Return a script's source expression for the Content-Security-Policy: only scripts of this program then run."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _resource(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
+
+
+def _environment() -> jinja2.Environment:
+    templates = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.globals["t"] = text
+    templates.filters["pretty"] = lambda value: msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return templates
+
+
+def _save(output: Path, html: str) -> None:
+    temporary: str | None = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(html)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(output)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise FlagPerfError(f"Can't write {output}: {error.strerror}.", "Choose another file with -o.") from error

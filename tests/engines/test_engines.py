@@ -1,0 +1,109 @@
+"""Engines train the same model: same weights, same tokens, same losses; and what the journals say of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import TINY, flagperf
+
+from flagperf.journal import Reader
+
+pytestmark = pytest.mark.slow
+
+TRUE_TINY = ("--preset", "tiny", "--set", "data.source=synthetic", "--set", "protocol.validation=4")
+
+
+def losses(run: Path, trial: str) -> list[float]:
+    """Return the loss of the global batch at each step: the mean over ranks of equal shares."""
+    ranks = [
+        [event.value["loss"] for event in Reader(path) if event.key == "step"]
+        for path in sorted((run / "trials" / trial).glob("rank*.journal"))
+    ]
+    return [sum(column) / len(column) for column in zip(*ranks, strict=True)]
+
+
+def fingerprint(run: Path, trial: str) -> int:
+    """Return the sum of the ranks' token fingerprints."""
+    total = 0
+    for path in (run / "trials" / trial).glob("rank*.journal"):
+        total += sum(int(event.value["fingerprint"], 16) for event in Reader(path) if event.key == "tokens_seen")
+    return total % 2**128
+
+
+def run(folder: Path, *options: str) -> dict[str, Any]:
+    done = flagperf("run", "aquila/pretrain", "--trials", "1", "--json", "--out", str(folder), *options, timeout=600)
+    assert done.returncode == 0, done.stderr
+    output: dict[str, Any] = json.loads(done.stdout)
+    assert all(result["verdict"] == "valid" for result in output["results"])
+    return output
+
+
+def test_ddp_and_fsdp_have_the_same_losses_over_the_first_30_steps(tmp_path: Path) -> None:
+    run(tmp_path / "run", *TRUE_TINY, "--engine", "ddp,fsdp", "--ranks", "2", "--warmup", "2", "--steps", "28")
+    ddp, fsdp = losses(tmp_path / "run", "000-ddp"), losses(tmp_path / "run", "001-fsdp")
+    assert len(ddp) == 30
+    assert max(abs(a - b) for a, b in zip(ddp, fsdp, strict=True)) < 1e-3
+    assert ddp[-1] < ddp[0] - 0.1  # it learns: two models that stand still would agree as well
+    assert fingerprint(tmp_path / "run", "000-ddp") == fingerprint(tmp_path / "run", "001-fsdp") != 0
+
+
+SMALL = ("--engine", "ddp:micro=1,ddp:micro=4,fsdp:zero=2,fsdp:zero=3,micro=2,recompute=1", "--ranks", "2")
+
+
+@pytest.mark.parametrize(("dtype", "band"), [("fp32", 2e-4), ("bf16", 1e-2)])
+def test_layouts_change_nothing_but_the_work(tmp_path: Path, dtype: str, band: float) -> None:
+    run(tmp_path / "many", *TINY, *SMALL, "--dtype", dtype)
+    run(tmp_path / "one", *TINY, "--engine", "single", "--dtype", dtype)
+    reference = losses(tmp_path / "one", "000-single")
+    seen = {fingerprint(tmp_path / "one", "000-single")}
+    for trial in (tmp_path / "many" / "trials").iterdir():
+        other = losses(tmp_path / "many", trial.name)
+        assert max(abs(a - b) / a for a, b in zip(reference, other, strict=True)) < band, trial.name
+        seen.add(fingerprint(tmp_path / "many", trial.name))
+    assert len(seen) == 1  # one rank or two, micro-batches of any size: the same tokens at the same places
+
+
+def test_a_different_seed_is_a_different_run(tmp_path: Path) -> None:
+    run(tmp_path / "a", *TINY, "--seed", "1")
+    run(tmp_path / "b", *TINY, "--seed", "2")
+    assert losses(tmp_path / "a", "000-single") != losses(tmp_path / "b", "000-single")
+    assert fingerprint(tmp_path / "a", "000-single") != fingerprint(tmp_path / "b", "000-single")
+
+
+def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
+    import shutil
+
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile on a CPU needs g++")
+    run(tmp_path / "run", *TINY, "--engine", "single,single:compile=1")
+    plain, compiled = (losses(tmp_path / "run", trial) for trial in ("000-single", "001-single"))
+    assert max(abs(a - b) for a, b in zip(plain, compiled, strict=True)) < 1e-3
+
+
+def test_two_nodes_meet_on_one_machine(tmp_path: Path) -> None:
+    """Two harnesses, as on two hosts that share a file system: one rank each, one model."""
+    import socket
+
+    from helpers import started
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = (
+        *("run", "aquila/pretrain", *TINY, "--engine", "ddp", "--ranks", "2", "--trials", "1", "--nodes", "2"),
+        *("--rdzv", f"127.0.0.1:{port}", "--json"),
+    )
+    nodes = [
+        started(*options, "--node-rank", str(index), "--out", str(tmp_path / f"node{index}")) for index in range(2)
+    ]
+    ends = [node.communicate(timeout=200) for node in nodes]
+    for index, (_, err) in enumerate(ends):
+        # Each node has the journals of its own ranks alone, and says so rather than call that a result.
+        assert f"rank {1 - index}" in err, err
+    for index in range(2):
+        (journal,) = (tmp_path / f"node{index}" / "trials" / "000-ddp").glob("rank*.journal")
+        events = [event.key for event in Reader(journal)]
+        assert events[-1] == "run_stop"

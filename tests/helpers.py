@@ -1,0 +1,55 @@
+"""The command line as a user runs it, and the smallest real trial."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+
+TINY = [
+    *("--preset", "tiny", "--set", "data.source=synthetic", "--set", "model.dim=64", "--set", "model.layers=2"),
+    *("--set", "model.seq_len=64", "--set", "protocol.validation=4", "--warmup", "2", "--steps", "4"),
+]
+"""Options that make a training trial as short as it can be while being real."""
+
+
+def flagperf(*arguments: str, timeout: float = 300, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "flagperf", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **kwargs,
+    )
+
+
+def started(*arguments: str, **kwargs: Any) -> subprocess.Popen[str]:
+    """Start the command line in a session of its own and go on."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flagperf", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **kwargs,
+    )
+
+
+def leftovers(run: Path) -> list[str]:
+    """Return the processes of this run's trials that are still there."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if str(run) in line and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(f"{process.pid} {line}")
+    return found

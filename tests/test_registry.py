@@ -1,0 +1,113 @@
+"""Plug-ins are found by manifest, loaded on demand, and a broken one breaks no other."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from flagperf.errors import PluginError, Unavailable, UnknownName
+from flagperf.registry import Registries, availability
+from flagperf.schema.manifest import Manifest, Requirement
+
+ENGINE = """
+name = "{name}"
+kind = "training"
+title = "Mine"
+summary = "an engine from a folder"
+entry = ".mine:Mine"
+"""
+
+
+def folder(tmp_path: Path, name: str, text: str, code: str = "class Mine: pass\n") -> Path:
+    # A package name of its own: modules imported by one test must not serve another.
+    engines = tmp_path / "engines"
+    engines.mkdir(parents=True, exist_ok=True)
+    (engines / "mine.toml").write_text(text.format(name=name))
+    (engines / "mine.py").write_text(code)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _forget_modules() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "engines"]:
+        del sys.modules[name]
+
+
+def test_what_is_built_in_is_found() -> None:
+    registries = Registries()
+    assert {"single", "ddp", "fsdp"} <= set(registries.engines.names())
+    assert "aquila/pretrain" in registries.cases.names()
+    assert "cpu" in registries.vendors.names()
+    assert "local" in registries.launchers.names()
+
+
+def test_a_folder_adds_to_it(tmp_path: Path) -> None:
+    registries = Registries([folder(tmp_path, "mine", ENGINE)])
+    assert registries.engines.load("mine").__name__ == "Mine"
+    assert "ddp" in registries.engines.names()
+
+
+def test_two_of_one_name_are_refused_with_both_places(tmp_path: Path) -> None:
+    registries = Registries([folder(tmp_path, "ddp", ENGINE)])
+    with pytest.raises(PluginError) as error:
+        registries.engines.names()
+    assert "flagperf/engines/ddp.toml" in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_manifest_that_cant_be_read_breaks_no_other(tmp_path: Path) -> None:
+    registries = Registries([folder(tmp_path, "mine", ENGINE + "colour = 'red'\n")])
+    assert "ddp" in registries.engines.names()
+    assert "mine" not in registries.engines.names()
+    assert any("colour" in why for why in registries.engines.broken.values())
+    with pytest.raises(PluginError, match="colour"):
+        registries.engines.get("mine")
+
+
+def test_an_import_that_fails_is_told_when_it_is_asked_for(tmp_path: Path) -> None:
+    registries = Registries([folder(tmp_path, "mine", ENGINE, "1 / 0\n")])
+    assert "mine" in registries.engines.names()
+    with pytest.raises(PluginError, match="ZeroDivisionError"):
+        registries.engines.load("mine")
+
+
+def test_a_missing_distribution_comes_with_the_command_that_gets_it(tmp_path: Path) -> None:
+    text = ENGINE + '[[requires]]\ndistribution = "nowhere-to-be-had"\ninstall = "pip install nowhere-to-be-had"\n'
+    registries = Registries([folder(tmp_path, "mine", text)])
+    with pytest.raises(Unavailable) as error:
+        registries.engines.load("mine")
+    assert "pip install nowhere-to-be-had" in error.value.hint
+
+
+@pytest.mark.parametrize(("minimum", "good"), [("0.1", True), ("999", False), ("", True)])
+def test_versions_are_compared_as_numbers(minimum: str, good: bool) -> None:
+    need = Requirement(distribution="msgspec", minimum=minimum, install="pip install msgspec")
+    manifest = Manifest(name="x", title="x", summary="x", entry="x:y", requires=[need])
+    assert availability(manifest).available is good
+
+
+def test_an_entry_point_adds_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "somebodys_engines"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "theirs.toml").write_text(ENGINE.format(name="theirs").replace(".mine:Mine", ".theirs:Theirs"))
+    (package / "theirs.py").write_text("class Theirs: pass\n")
+    info = tmp_path / "somebodys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        textwrap.dedent("""\
+            [flagperf.engines]
+            theirs = somebodys_engines
+            """)
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registries = Registries()
+    assert registries.engines.load("theirs").__name__ == "Theirs"
+
+
+def test_an_unknown_name_is_told_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'fsdp'"):
+        Registries().engines.get("fsdp2")
