@@ -6,18 +6,20 @@ wrong then is told when that plug-in is asked for, never before, and never break
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import sys
 import tomllib
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from flagperf.errors import FlagPerfError, PluginError, Unavailable, UnknownName
+from flagperf.errors import PluginError, Unavailable, UnknownName, UsageError
 from flagperf.schema.machine import Availability
 from flagperf.schema.manifest import CaseManifest, EngineManifest, LauncherManifest, Manifest, VendorManifest
 
@@ -81,7 +83,7 @@ class Registry(Generic[M]):
         except Exception as error:  # a plug-in may raise anything while it's imported
             raise PluginError(
                 f"The {self.kind} {name!r} can't be loaded: {type(error).__name__}: {error}",
-                f"Its manifest is {found.path}; `python -c 'import {found.package}'` shows the whole error.",
+                f"Its manifest is {found.path}; mend what its entry {manifest.entry} imports.",
             ) from error
 
     def _scan(self) -> dict[str, tuple[M, Found]]:
@@ -114,12 +116,17 @@ class Registry(Generic[M]):
             for base in spec.submodule_search_locations:
                 yield from _in_folder(Path(base), entry.value)
         for folder in self.folders:
-            if not folder.is_dir():
-                raise FlagPerfError(f"No folder {folder} to look for plug-ins in.")
-            # A folder of plug-ins is imported as packages of its own: it must be on the path to be found.
-            if str(folder.parent) not in sys.path:
-                sys.path.append(str(folder.parent))
-            yield from _in_folder(folder, folder.name)
+            yield from _in_folder(folder, _package(folder))
+
+
+def _package(folder: Path) -> str:
+    """Return a package made of a folder, under a name of its own: two folders may have the same name."""
+    name = f"flagperf_plugins_{hashlib.sha256(bytes(folder.resolve())).hexdigest()[:12]}"
+    if name not in sys.modules:
+        package = types.ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    return name
 
 
 def _in_folder(base: Path, package: str) -> Iterator[Found]:
@@ -156,6 +163,9 @@ class Registries:
     """All registries, with the folders a user added."""
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
+        for folder in folders:
+            if not folder.is_dir():
+                raise UsageError(f"There is no folder {folder} to look for plug-ins in.")
         self.cases = Registry("case", CaseManifest, "flagperf.cases", _sub(folders, "cases"))
         self.engines = Registry("engine", EngineManifest, "flagperf.engines", _sub(folders, "engines"))
         self.vendors = Registry("vendor", VendorManifest, "flagperf.vendors", _sub(folders, "vendors"))

@@ -106,20 +106,6 @@ def new_folder(out: Path | None, run: Run, nodes: Nodes) -> Path:
     return folder
 
 
-def load_run(folder: Path) -> Run:
-    """Read a run's plan."""
-    try:
-        return msgspec.json.decode((folder / "run.json").read_bytes(), type=Run)
-    except FileNotFoundError:
-        raise UsageError(
-            f"{folder} is no run: it has no run.json.", "`flagperf results` lists the runs there are."
-        ) from None
-    except msgspec.DecodeError as error:
-        raise FlagPerfError(
-            f"{folder / 'run.json'} can't be read: {error}", "It is damaged; start a new run."
-        ) from error
-
-
 def _done(folder: Path, run: Run, trial: Trial) -> bool:
     """Whether a trial has a valid result; what is left of an invalid attempt is put aside."""
     place = folder / "trials" / trial.id

@@ -93,7 +93,7 @@ def train(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> N
                 "flops_per_token": task.flops_per_token,
                 "hfu_factor": task.recompute_factor if trial.layout.recompute else 1.0,
                 "layout": str(trial.layout),
-                "facts": engine.facts(),
+                "facts": {**runtime.facts(), **engine.facts()},
             },
         )
         journal.write(Key.INIT_STOP)

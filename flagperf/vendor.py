@@ -113,7 +113,7 @@ class Runtime:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return what a reader should know of this rank's place on the device, as plain JSON."""
+        """Return what a reader should know of how this rank uses its device, as plain JSON."""
         return {}
 
     def observe_allocation(self) -> AllocationObserver:

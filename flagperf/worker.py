@@ -21,6 +21,8 @@ from flagperf.registry import Registries
 from flagperf.schema.event import Key
 from flagperf.schema.trial import Trial
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to map segment")
+
 
 def main() -> int:
     """Run one rank of one trial; what goes wrong is in its journal and in the exit status."""
@@ -75,7 +77,7 @@ def explain(error: BaseException) -> tuple[str, str, str]:
     lowered = text.lower()
     if isinstance(error, FlagPerfError):
         return type(error).__name__, error.message, error.hint
-    if isinstance(error, MemoryError) or "out of memory" in lowered or "can't allocate memory" in lowered:
+    if isinstance(error, MemoryError) or any(sign in lowered for sign in _NO_MEMORY):
         hint = "Use a smaller micro-batch (--layout micro=…), recomputation, a higher ZeRO stage or more ranks."
         return "out of memory", text, hint
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

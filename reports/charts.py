@@ -14,13 +14,13 @@ import msgspec
 import numpy as np
 
 from .data import Group, TrialView, loss_differences
-from .numbers import Scale, number, percent, scale
+from .numbers import Scale, exact, number, percent_above, scale
 from .sampling import Floats, binned, compact, quantiles, share
 from .texts import Both, sentences, text
 
 MOST_TRIALS = 60
 """Trials drawn in one group; the tables have all."""
-_DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [5, 2], [1, 3], [12, 4], [4, 4, 1, 4]]
+DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [5, 2], [1, 3], [12, 4], [4, 4, 1, 4]]
 Columns = dict[str, list[Any]]
 
 
@@ -58,7 +58,7 @@ def _colour(arms: Sequence[str]) -> Any:
 def _dash(arms: Sequence[str]) -> Any:
     import altair as alt
 
-    dashes = [_DASHES[index % len(_DASHES)] for index in range(len(arms))]
+    dashes = [DASHES[index % len(DASHES)] for index in range(len(arms))]
     return alt.StrokeDash("arm:N", scale=alt.Scale(domain=list(arms), range=dashes), legend=None)
 
 
@@ -99,7 +99,8 @@ def _ecdf(group: Group, views: Sequence[TrialView], arms: Sequence[str]) -> Char
     import altair as alt
 
     unit = _step_scale(views)
-    parts, samples = [], {arm: [] for arm in group.arms}  # type: dict[str, list[Floats]]
+    parts: list[dict[str, list[Any]]] = []
+    samples: dict[str, list[Floats]] = {arm: [] for arm in group.arms}
     for view in views:
         if view.window is None:
             continue
@@ -230,9 +231,7 @@ def _difference(group: Group, arms: Sequence[str]) -> Chart | None:
     largest = {arm: max(d.largest for d in differences if d.arm == arm) for arm in {d.arm: None for d in differences}}
     reach = float(f"{100 * 1.15 * max(band, *largest.values()):.3g}")
     vertical = alt.Y("low:Q", title="§axis.difference|%", scale=alt.Scale(domain=[-reach, reach], nice=False))
-    shade = (
-        alt.Chart(alt.NamedData("band")).mark_rect(opacity=0.14, color="#808080").encode(y=vertical, y2="high:Q")
-    )
+    shade = alt.Chart(alt.NamedData("band")).mark_rect(opacity=0.14, color="#808080").encode(y=vertical, y2="high:Q")
     base = alt.Chart(alt.NamedData("difference")).encode(
         x=alt.X("x:Q", title="§axis.step", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False, zero=False)),
         color=_colour(arms),
@@ -247,9 +246,9 @@ def _difference(group: Group, arms: Sequence[str]) -> Chart | None:
     return Chart(
         id=f"{group.id}-difference",
         title=text("chart.difference", baseline=group.baseline),
-        note=text("chart.difference_note", band=percent(band)),
+        note=text("chart.difference_note", band=exact(band)),
         alt=sentences(
-            [text("chart.difference_alt", arm=arm, largest=percent(value)) for arm, value in largest.items()]
+            [text("chart.difference_alt", arm=arm, largest=percent_above(value)) for arm, value in largest.items()]
         ),
         spec=_finish([shade, area, line]),
         data={"difference": _join(parts), "band": {"low": [-100 * band], "high": [100 * band]}},
@@ -303,9 +302,7 @@ def _memory(group: Group, views: Sequence[TrialView], arms: Sequence[str]) -> Ch
         }
         if any(value is not None for value in largest.values()):
             shown = {kind: unit.full(value, 3) for kind, value in largest.items()}
-            alt_text.append(
-                text("chart.memory_alt", arm=arm, allocated=shown["peak_allocated"], rss=shown["peak_rss"])
-            )
+            alt_text.append(text("chart.memory_alt", arm=arm, allocated=shown["peak_allocated"], rss=shown["peak_rss"]))
     return Chart(
         id=f"{group.id}-memory",
         title=text("chart.memory"),

@@ -1,4 +1,4 @@
-"""What a page is about: runs as they were read, reduced to what is shown. The only room here that reads run directories."""
+"""What a page is about: runs as they were read, reduced to what is shown. Only this file reads run directories."""
 
 from __future__ import annotations
 
@@ -139,9 +139,7 @@ def _group(name: str, run: Run, trials: list[TrialView]) -> Group:
         baseline = compare(results, run.baseline, metrics=["step_time"])[0].baseline
     except UnknownName:  # the run's baseline isn't among these: the first takes its place
         baseline = group.arms[0]
-    group = dataclasses.replace(
-        group, baseline=baseline, arms=sorted(group.arms, key=lambda arm: arm != baseline)
-    )
+    group = dataclasses.replace(group, baseline=baseline, arms=sorted(group.arms, key=lambda arm: arm != baseline))
     return dataclasses.replace(group, comparisons=compare(results, baseline, curves=_worst_steps(group)))
 
 

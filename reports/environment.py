@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -12,9 +12,8 @@ from flagperf.collect.journals import number
 from .data import RunView
 from .numbers import number as shown
 from .numbers import seconds
-from .texts import Both, text
+from .texts import Both, same, text, texts
 
-_FIRST = ("time", "cores", "kernel", "python", "load", "foreign_percent", "memory_total", "memory_available", "governor")
 _ALWAYS_CHANGES = {"time", "window"}
 _BYTES = {"memory_total", "memory_available", "swap_used", "disk_free"}
 _LONGEST = 300
@@ -23,7 +22,7 @@ _LONGEST = 300
 class Fact(msgspec.Struct, frozen=True):
     """One thing that was recorded of the machine."""
 
-    name: str
+    name: Both
     before: str
     after: str
     changed: bool
@@ -32,7 +31,8 @@ class Fact(msgspec.Struct, frozen=True):
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """What was recorded of the machine over a run."""
 
-    facts: list[Fact]
+    main: list[Fact]
+    others: list[Fact]
     packages: list[Fact]
 
 
@@ -43,22 +43,25 @@ def machine(run: RunView) -> Machine:
     lasts = [moment["after"] for moment in moments if "after" in moment]
     before = dict(_flat(firsts[0])) if firsts else {}
     after = dict(_flat(lasts[-1])) if lasts else {}
-    order = {name: index for index, name in enumerate(_FIRST)}
-    names = sorted(before.keys() | after.keys(), key=lambda name: (order.get(name.split(".")[0], len(order)), name))
-    facts = [
-        Fact(
-            name,
-            before.get(name, "–"),
-            after.get(name, "–"),
-            bool(before and after) and name not in _ALWAYS_CHANGES and before.get(name) != after.get(name),
-        )
-        for name in names
-        if name not in ("trial", "when")
-    ]
-    packages = [fact for fact in facts if fact.name.startswith("packages.")]
+    titles = {key.removeprefix("fact."): words for key, words in texts().items() if key.startswith("fact.")}
+
+    def facts(names: Iterable[str], prefix: str = "") -> list[Fact]:
+        return [
+            Fact(
+                titles.get(name) or same(name.removeprefix(prefix)),
+                before.get(name, "–"),
+                after.get(name, "–"),
+                bool(before and after) and name not in _ALWAYS_CHANGES and before.get(name) != after.get(name),
+            )
+            for name in names
+        ]
+
+    known = sorted((before.keys() | after.keys()) - {"trial", "when"})
+    packages = [name for name in known if name.startswith("packages.")]
     return Machine(
-        facts=[fact for fact in facts if not fact.name.startswith("packages.")],
-        packages=[msgspec.structs.replace(fact, name=fact.name.removeprefix("packages.")) for fact in packages],
+        main=facts(name for name in titles if name in known),
+        others=facts(name for name in known if name not in titles and name not in packages),
+        packages=facts(packages, "packages."),
     )
 
 

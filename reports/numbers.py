@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: three or four significant digits, thin spaces, one scale for what stands side by side."""
+"""Numbers as a person reads them: few significant digits, thin spaces, one scale for what stands side by side."""
 
 from __future__ import annotations
 
@@ -57,15 +57,12 @@ def number(value: float, digits: int = 4) -> str:
     exponent = math.floor(math.log10(abs(value)))
     if exponent >= 9 or exponent < -5:
         mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
-        return f"{mantissa}×10{int(power):d}".replace("-", MINUS).translate(_NONE) + ""
+        return f"{mantissa}{THIN}×{THIN}10{str(int(power)).translate(_SUPERSCRIPT)}".replace("-", MINUS)
     places = max(0, digits - 1 - exponent)
-    shown = f"{value:,.{places}f}"
-    if "." in shown and float(value).is_integer():
-        shown = shown.partition(".")[0]
-    return shown.replace(",", THIN).replace("-", MINUS)
+    return f"{value:,.{places}f}".replace(",", THIN).replace("-", MINUS)
 
 
-_NONE: dict[int, str] = {}
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def change(ratio: float | None, digits: int = 2) -> str:
@@ -73,23 +70,37 @@ def change(ratio: float | None, digits: int = 2) -> str:
     if ratio is None or not math.isfinite(ratio):
         return "–"
     part = (ratio - 1) * 100
-    shown = percent_digits(abs(part), digits)
-    sign = "" if float(shown.replace(THIN, "")) == 0 else "+" if part > 0 else MINUS
-    return f"{sign}{shown}{THIN}%"
+    sign = "" if abs(part) < 0.005 else "+" if part > 0 else MINUS
+    return f"{sign}{percent_digits(abs(part), digits)}{THIN}%"
 
 
 def percent_digits(part: float, digits: int = 2) -> str:
     """Return a percentage's digits, without noise below a hundredth."""
     if part >= 1000:
         return number(part, 3)
-    if part >= 10 ** (digits - 1):
-        return f"{part:.0f}" if part >= 10**digits else f"{part:.{max(0, digits - 1 - int(math.log10(part)))}f}"
-    return f"{part:.1f}" if part >= 0.95 else f"{part:.2f}"
+    if part < 0.95:
+        return f"{part:.2f}"
+    rounded = float(f"{part:.{digits}g}")
+    return f"{rounded:.{max(0, digits - 1 - math.floor(math.log10(rounded)))}f}"
 
 
 def percent(fraction: float, digits: int = 2) -> str:
     """Return a fraction as an unsigned percentage."""
     return f"{percent_digits(abs(fraction) * 100, digits)}{THIN}%"
+
+
+def exact(fraction: float) -> str:
+    """Return a fraction that someone chose as a percentage, without digits that say nothing: 0.03 is `3 %`."""
+    return f"{100 * fraction:.4g}{THIN}%"
+
+
+def percent_above(fraction: float) -> str:
+    """Return a percentage that isn't below the fraction: what is said to lie within it does."""
+    for step in (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05):
+        if fraction <= step:
+            return exact(step)
+    digit = 10.0 ** (math.floor(math.log10(fraction)) - 1)
+    return exact(math.ceil(fraction / digit) * digit)
 
 
 def seconds(value: float) -> str:

@@ -24,18 +24,17 @@ from flagperf.schema import SCHEMA_VERSION
 
 from . import environment, rules, tables
 from .bundle import bundle
-from .charts import MOST_TRIALS, Chart, charts
+from .charts import DASHES, MOST_TRIALS, Chart, charts
 from .data import Group, Progress, RunView, load
-from .texts import LANGUAGES, Both, same, text, texts
+from .numbers import exact
+from .texts import LANGUAGES, Both, coded, same, text, texts
 from .words import verdicts
 
 COLOURS = 8
 """Colours of engines in page.css; more engines than that go round, told apart by their dashes."""
 
 
-def write(
-    runs: Sequence[Path], output: Path, *, language: str = "auto", progress: Progress | None = None
-) -> None:
+def write(runs: Sequence[Path], output: Path, *, language: str = "auto", progress: Progress | None = None) -> None:
     """Write the report of these run directories to one HTML file, whole or not at all.
 
     `language` is the one it opens in: `en`, `zh`, or `auto` for the browser's. `progress(stage, share)` is told how far
@@ -59,31 +58,36 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
     arms = list(dict.fromkeys(arm for group in groups for arm in group.arms))
     drawn = {group.id: charts(group, arms) for group in groups}
     scripts = {"vega": Markup(bundle()), "page": Markup(_resource("page.js"))}
-    return _environment().get_template("page.html").render(
-        title=_title(groups),
-        language=language,
-        runs=runs,
-        groups=groups,
-        verdicts={group.id: [(v, tables.plot(v.plotted)) for v in verdicts(group)] for group in groups},
-        blocks={group.id: tables.blocks(group) for group in groups},
-        trials={group.id: tables.trial_table(group) for group in groups},
-        remarks={group.id: tables.remarks(group) for group in groups},
-        glossary=_glossary(groups),
-        charts=drawn,
-        most_trials=MOST_TRIALS,
-        machines={run.run.id: environment.machine(run) for run in runs},
-        costs={run.run.id: environment.costs(run) for run in runs},
-        rules={group.id: rules.rules(group) for group in groups},
-        repeats={run.run.id: rules.repeat(run) for run in runs},
-        colour={arm: index % COLOURS for index, arm in enumerate(arms)},
-        data=script_json(_data(runs)),
-        drawing=script_json(_drawing(drawn)),
-        style=Markup(_resource("page.css")),
-        scripts=scripts,
-        hashes=" ".join(_hash(script) for script in scripts.values()),
-        version=__version__,
-        schema=SCHEMA_VERSION,
-        generated=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=_title(groups),
+            language=language,
+            runs=runs,
+            groups=groups,
+            verdicts={group.id: [(v, tables.plot(v.plotted)) for v in verdicts(group)] for group in groups},
+            blocks={group.id: tables.blocks(group) for group in groups},
+            trials={group.id: tables.trial_table(group) for group in groups},
+            remarks={group.id: tables.remarks(group) for group in groups},
+            glossary=_glossary(groups),
+            charts=drawn,
+            most_trials=MOST_TRIALS,
+            machines={run.run.id: environment.machine(run) for run in runs},
+            costs={run.run.id: environment.costs(run) for run in runs},
+            rules={group.id: rules.rules(group) for group in groups},
+            repeats={run.run.id: rules.repeat(run) for run in runs},
+            colour={arm: index % COLOURS for index, arm in enumerate(arms)},
+            dashes={arm: DASHES[index % len(DASHES)] for index, arm in enumerate(arms)},
+            data=script_json(_data(runs)),
+            drawing=script_json(_drawing(drawn)),
+            style=Markup(_resource("page.css")),
+            scripts=scripts,
+            hashes=" ".join(_hash(script) for script in scripts.values()),
+            version=__version__,
+            schema=SCHEMA_VERSION,
+            generated=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
+        )
     )
 
 
@@ -166,7 +170,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     templates.globals["t"] = text
-    templates.filters["pretty"] = lambda value: msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    templates.filters["exact"] = exact
+    templates.filters["coded"] = coded
     return templates
 
 

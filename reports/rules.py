@@ -10,7 +10,7 @@ import msgspec
 from flagperf.metrics import catalogue
 
 from .data import Group, RunView
-from .numbers import percent, scale
+from .numbers import exact, scale
 from .texts import Both, same, text
 
 Rule = tuple[Both, Both]
@@ -31,8 +31,8 @@ def rules(group: Group) -> list[Rule]:
         ),
         ("dtype", same(trial.dtype)),
         ("validation", text("rules.validation_value", count=protocol.validation)),
-        ("effect", text("rules.effect_value", effect=percent(protocol.minimum_effect))),
-        ("band", text("rules.band_value", band=percent(protocol.loss_band))),
+        ("effect", text("rules.effect_value", effect=exact(protocol.minimum_effect))),
+        ("band", text("rules.band_value", band=exact(protocol.loss_band))),
         ("order", text("rules.order_value")),
     ]
     mfu = catalogue().get("mfu")

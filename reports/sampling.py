@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,7 +25,7 @@ def binned(x: Floats, y: Floats, limit: int) -> dict[str, list[float | None]]:
         values = compact(y)
         return {"x": compact(x), "low": values, "middle": values, "high": values}
     edges = np.linspace(0, n, limit + 1).astype(np.int64)
-    parts = [y[start:stop] for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [y[start:stop] for start, stop in itertools.pairwise(edges)]
     finite = [part[np.isfinite(part)] for part in parts]
     columns = {
         name: np.array([reduce(part) if len(part) else np.nan for part in finite])

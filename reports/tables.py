@@ -149,6 +149,9 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     point: float
     low: float | None
     high: float | None
+    cut_low: bool
+    """Whether the interval goes on beyond the plot's edge."""
+    cut_high: bool
     band_low: float
     band_high: float
 
@@ -185,27 +188,33 @@ def plot(comparisons: Sequence[Comparison]) -> Plot | None:
         marks.append(
             Mark(
                 title=title(c.metric),
-                better=text({"higher": "verdict.better_right", "lower": "verdict.better_left"}.get(c.direction, "verdict.better_none")),
+                better=text(
+                    {"higher": "verdict.better_right", "lower": "verdict.better_left"}.get(
+                        c.direction, "verdict.better_none"
+                    )
+                ),
                 kind=c.verdict.replace(" ", "_"),
                 change=change(ratio),
                 interval=f"{change(c.low)} … {change(c.high)}" if interval else "",
                 point=place(ratio - 1),
                 low=place(c.low - 1) if c.low is not None else None,
                 high=place(c.high - 1) if c.high is not None else None,
+                cut_low=c.low is not None and c.low - 1 < -reach,
+                cut_high=c.high is not None and c.high - 1 > reach,
                 band_low=place(1 / (1 + c.minimum_effect) - 1),
                 band_high=place(c.minimum_effect),
             )
         )
     step = _tick(reach)
     count = int(reach / step)
-    ticks = [Dot(place(k * step), change(1 + k * step, 1)) for k in range(-count, count + 1)]
+    ticks = [Dot(place(k * step), change(1 + k * step, 1) if k else "0") for k in range(-count, count + 1)]
     return Plot(marks=marks, ticks=ticks, zero=50.0)
 
 
 def _tick(reach: float) -> float:
     """Return a round step that gives two to four ticks on each side of zero."""
     power = 10.0 ** math.floor(math.log10(reach / 2))
-    return next(power * k for k in (1, 2, 2.5, 5, 10) if reach / (power * k) < 3.01)
+    return next(power * k for k in (1, 2, 5, 10) if reach / (power * k) <= 4)
 
 
 class TrialRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from importlib import resources
 from typing import Any
@@ -13,6 +14,14 @@ from markupsafe import Markup, escape
 LANGUAGES = ("en", "zh")
 
 
+_CODE = re.compile("`([^`]+)`")
+
+
+def coded(words: str) -> Markup:
+    """Return text as HTML, harmless, with what stands between backticks set as code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(words))))
+
+
 class Both(msgspec.Struct, frozen=True):
     """A text in English and Chinese. In HTML both are there, and the page's style shows one."""
 
@@ -21,12 +30,9 @@ class Both(msgspec.Struct, frozen=True):
 
     def __html__(self) -> str:
         if self.en == self.zh:
-            return str(escape(self.en))
-        return str(
-            Markup('<span class="l-en" lang="en">{}</span><span class="l-zh" lang="zh-CN">{}</span>').format(
-                self.en, self.zh
-            )
-        )
+            return str(coded(self.en))
+        pattern = Markup('<span class="l-en" lang="en">{}</span><span class="l-zh" lang="zh-CN">{}</span>')
+        return str(pattern.format(coded(self.en), coded(self.zh)))
 
     def __add__(self, other: Both | str) -> Both:
         more = other if isinstance(other, Both) else Both(other, other)
@@ -41,7 +47,9 @@ def texts() -> dict[str, Both]:
     """Return every text of text.toml by its dotted key."""
     tables = tomllib.loads(resources.files(__package__).joinpath("text.toml").read_text("utf-8"))
     return {
-        f"{group}.{name}": msgspec.convert(value, Both) for group, table in tables.items() for name, value in table.items()
+        f"{group}.{name}": msgspec.convert(value, Both)
+        for group, table in tables.items()
+        for name, value in table.items()
     }
 
 

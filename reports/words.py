@@ -1,4 +1,4 @@
-"""Verdicts as sentences, by rules from comparisons and results. Nothing here is guessed: each figure is a stored one."""
+"""Verdicts as sentences, by rules from comparisons and results. Each figure is a stored one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flagperf.schema.metric import Metric
 from flagperf.schema.result import Comparison
 
 from .data import Group, LossDifference, leading_metric, loss_differences
-from .numbers import change, median, percent, scale
+from .numbers import change, exact, median, percent, percent_above, scale
 from .texts import Both, same, sentences, text
 
 _SAID = {"invalid_left_out", "losses_differ", "losses_unchecked"}
@@ -105,9 +105,8 @@ def _candidate(group: Group, arm: str, differences: list[LossDifference]) -> Ver
             candidate=arm,
         )
     headline, badge, detail = speed_sentence(lead)
-    details = [detail, losses, *memory_sentences(compared)]
-    if lead.verdict == "cannot tell" and not agree:
-        details = [losses, detail, *memory_sentences(compared)]
+    memory = memory_sentences({key: c for key, c in compared.items() if c is not lead})
+    details = [detail, losses, *memory] if agree else [losses, detail, *memory]
     told = {note.message: note for c in compared.values() for note in c.notes if note.code not in _SAID}
     details += [sentences([same(note.message), same(note.hint)]) for note in told.values()]
     details += _left_out(group, [arm, group.baseline or ""])
@@ -124,7 +123,7 @@ def _candidate(group: Group, arm: str, differences: list[LossDifference]) -> Ver
 def speed_sentence(c: Comparison) -> tuple[Both, Both, Both]:
     """Return headline, badge and the sentence on how sure that is, for the leading metric."""
     speed = c.metric in ("tokens_per_second", "step_time")
-    effect = percent(c.minimum_effect)
+    effect = exact(c.minimum_effect)
     fields = {"candidate": c.candidate, "baseline": c.baseline, "effect": effect, "metric": title(c.metric)}
     pairs = text("verdict.pair") if c.pairs == 1 else text("verdict.pairs", count=c.pairs)
     interval = c.low is not None and c.high is not None
@@ -142,9 +141,7 @@ def speed_sentence(c: Comparison) -> tuple[Both, Both, Both]:
     else:
         key = "unclear" if speed else "unclear_metric"
     if interval:
-        measured = text(
-            "verdict.measured", change=change(c.ratio), low=change(c.low), high=change(c.high), pairs=pairs
-        )
+        measured = text("verdict.measured", change=change(c.ratio), low=change(c.low), high=change(c.high), pairs=pairs)
     elif c.ratio is not None:
         measured = text("verdict.measured_only", change=change(c.ratio), pairs=pairs)
     else:
@@ -167,7 +164,7 @@ def _more(c: Comparison) -> Both:
     if c.more_trials is not None:
         return text("verdict.more_one") if c.more_trials == 1 else text("verdict.more", count=c.more_trials)
     if c.low is not None and not c.notes:
-        return text("verdict.never", effect=percent(c.minimum_effect))
+        return text("verdict.never", effect=exact(c.minimum_effect))
     return same("")
 
 
@@ -184,18 +181,10 @@ def loss_sentence(group: Group, arm: str, differences: list[LossDifference]) -> 
         return (text("verdict.losses_unknown") if kind else same("")), True
     largest, band = max(parts), group.first.protocol.loss_band
     if largest > band:
-        return text("verdict.losses_differ", part=percent(largest), band=percent(band)), False
+        return text("verdict.losses_differ", part=percent(largest), band=exact(band)), False
     if largest < _IDENTICAL:
         return text("verdict.losses_identical"), True
-    return text("verdict.losses_agree", part=_at_most(largest)), True
-
-
-def _at_most(part: float) -> str:
-    """Return a percentage that isn't below the fraction: `within 0.1 %` must be true."""
-    for step in (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05):
-        if part <= step:
-            return percent(step)
-    return percent(part * 1.005)
+    return text("verdict.losses_agree", part=percent_above(largest)), True
 
 
 def memory_sentences(compared: dict[str, Comparison]) -> list[Both]:

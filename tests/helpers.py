@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 TINY = [
     *("--preset", "tiny", "--set", "data.source=synthetic", "--set", "model.dim=64", "--set", "model.layers=2"),
+    *("--set", "model.vocab_size=512", "--set", "data.vocab_size=512", "--set", "data.tokens=65536"),
     *("--set", "model.seq_len=64", "--set", "protocol.validation=4", "--warmup", "2", "--steps", "4"),
 ]
 """Options that make a training trial as short as it can be while being real."""

@@ -62,6 +62,7 @@ def test_what_a_journal_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_a_cut_loses_only_the_last_line(
     lines: list[bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_cut_loses_only_the_last_line(
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_flipped_bits_lose_only_their_lines(
     lines: list[bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -96,6 +98,7 @@ def test_flipped_bits_lose_only_their_lines(
 @example(at=1, garbage=b"\0" * 50, ended=False)
 @example(at=1, garbage=PREFIX * 3, ended=True)
 @example(at=5, garbage=PREFIX + b'{"a":' + b"[" * 100_000, ended=True)
+@settings(deadline=None)
 def test_strange_output_loses_nothing(
     lines: list[bytes], tmp_path_factory: pytest.TempPathFactory, at: int, garbage: bytes, ended: bool
 ) -> None:
@@ -106,7 +109,7 @@ def test_strange_output_loses_nothing(
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_anything_can_be_read(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     keys(data, tmp_path_factory)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from pathlib import Path
 
@@ -22,18 +21,11 @@ entry = ".mine:Mine"
 
 
 def folder(tmp_path: Path, name: str, text: str, code: str = "class Mine: pass\n") -> Path:
-    # A package name of its own: modules imported by one test must not serve another.
     engines = tmp_path / "engines"
     engines.mkdir(parents=True, exist_ok=True)
     (engines / "mine.toml").write_text(text.format(name=name))
     (engines / "mine.py").write_text(code)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def _forget_modules() -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "engines"]:
-        del sys.modules[name]
 
 
 def test_what_is_built_in_is_found() -> None:
@@ -111,3 +103,11 @@ def test_an_entry_point_adds_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_unknown_name_is_told_the_nearest() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'fsdp'"):
         Registries().engines.get("fsdp2")
+
+
+def test_two_folders_of_one_name_dont_hide_each_other(tmp_path: Path) -> None:
+    first = folder(tmp_path / "a", "first", ENGINE, "class Mine: place = 'first'\n")
+    second = folder(tmp_path / "b", "second", ENGINE, "class Mine: place = 'second'\n")
+    registries = Registries([first, second])
+    assert registries.engines.load("first").place == "first"
+    assert registries.engines.load("second").place == "second"

@@ -35,7 +35,7 @@ MIRROR = {"better": "worse", "worse": "better", "equivalent": "equivalent", "can
 @pytest.mark.parametrize("noise", NOISES)
 def test_pairs_cover_the_true_ratio_and_see_no_difference_where_none_is(noise: str, n: int) -> None:
     random = np.random.default_rng(n)
-    repeats, truth, covered, false = 800, 1.2, 0, 0
+    repeats, truth, covered, false = 500, 1.2, 0, 0
     for repeat in range(repeats):
         drift = 2 * NOISES[noise](random, n)  # of the machine, common to both of a pair
         c, b = (np.exp(drift + NOISES[noise](random, n)) for _ in range(2))
@@ -54,7 +54,7 @@ def test_pairs_cover_the_true_ratio_and_see_no_difference_where_none_is(noise: s
 @pytest.mark.parametrize("noise", NOISES)
 def test_groups_cover_the_true_ratio(noise: str) -> None:
     random = np.random.default_rng(1)
-    repeats, truth, covered = 500, 0.8, 0
+    repeats, truth, covered = 300, 0.8, 0
     for repeat in range(repeats):
         estimate = compare_groups(
             truth * np.exp(NOISES[noise](random, 4)), np.exp(NOISES[noise](random, 6)), "lower", 0.03, seed=repeat

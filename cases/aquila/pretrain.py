@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from flagperf.case import Case, Progress
-from flagperf.data import DataSettings, prepare
+from flagperf.data import DataSettings, NotPrepared, open_tokens, prepare
 from flagperf.errors import UsageError
 from flagperf.schema.estimate import Estimate
 from flagperf.schema.trial import Trial
@@ -88,8 +88,11 @@ class AquilaPretrain(Case):
         )
 
     def prepare(self, progress: Progress) -> dict[str, Any]:
-        """Make the tokens ready."""
-        prepared = prepare(self.settings.data, progress)
+        """Make the tokens ready; a corpus that was damaged since it was prepared is refused, not made again."""
+        try:
+            prepared = open_tokens(self.settings.data)
+        except NotPrepared:
+            prepared = prepare(self.settings.data, progress)
         return {"data": {"path": str(prepared.path), **msgspec.to_builtins(prepared.meta)}}
 
     def run(self, context: RankContext) -> None:

@@ -12,11 +12,20 @@ from flagperf.cli import catalogue, common, compare, data, devices, doctor, repo
 
 app = typer.Typer(
     name="flagperf",
+    rich_markup_mode=None,
     help="How fast, how big and how accurate AI hardware and training stacks really are.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from flagperf import __version__
+
+        print(__version__)
+        raise typer.Exit
 
 
 @app.callback()
@@ -29,14 +38,11 @@ def options(
             file_okay=False,
         ),
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Handle the options that go before the command."""
-    if version:
-        from flagperf import __version__
-
-        print(__version__)
-        raise typer.Exit
     common.use_plugins(plugins or [])
 
 

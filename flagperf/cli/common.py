@@ -38,10 +38,10 @@ def registries() -> Registries:
 
 
 def out() -> Console:
-    """Return the console for what was asked for: stdout."""
+    """Return the console for what was asked for: stdout. In a pipe or a file no line is cut to a terminal's width."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
 
 
 def err() -> Console:

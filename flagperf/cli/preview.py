@@ -23,25 +23,28 @@ def show(run: Run, registries: Registries, nodes: Nodes, *, json: bool) -> None:
     if json:
         common.print_json({"plan": run, "trials": rows})
         return
-    table = Table(title=f"Plan: {len(rows)} trials, nothing started", title_justify="left")
-    for column in ("trial", "engine", "layout"):
-        table.add_column(column)
-    for column in ("ranks × threads", "dtype", "seed", "steps", "memory a rank", "time"):
-        table.add_column(column, justify="right")
+    table = Table(title=f"Plan: {len(rows)} trials, nothing started", title_justify="left", box=None, pad_edge=False)
+    for column in ("trial", "layout"):
+        table.add_column(column, overflow="fold")
+    for column in ("ranks", "threads", "dtype", "seed", "steps", "MiB a rank", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         seconds = row["estimated_seconds"]
         table.add_row(
-            *(row["id"], row["engine"], row["layout"], f"{row['ranks']} × {row['threads']}", row["dtype"]),
-            *(str(row["seed"]), str(row["steps"]), f"{row['estimated_bytes_per_rank'] / 2**20:,.0f} MiB"),
-            "unknown" if seconds is None else f"{seconds:,.0f} s",
+            *(row["id"], row["layout"], str(row["ranks"]), str(row["threads"]), row["dtype"], str(row["seed"])),
+            *(str(row["steps"]), f"{row['estimated_bytes_per_rank'] / 2**20:,.0f}"),
+            "?" if seconds is None else f"{seconds:,.0f}",
         )
     out = common.out()
     out.print(table)
     out.print(f"Each trial: {' '.join(rows[0]['command'])}", soft_wrap=True)
     environment = " ".join(f"{key}={value}" for key, value in rows[0]["environment"].items())
     out.print(f"Environment: {environment}", soft_wrap=True)
-    out.print("Memory is by formula, without what the framework itself takes; time assumes half of the GEMM peak,")
-    out.print("and is unknown until that has been measured here, which a first run does.")
+    out.print(
+        "Memory is by formula, without what the framework itself takes. Time assumes half of the GEMM peak, which a "
+        "first run measures.",
+        soft_wrap=True,
+    )
 
 
 def _row(trial: Trial, run: Run, registries: Registries, nodes: Nodes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -140,14 +141,16 @@ def _value(result: Result, column: str) -> Any:
 
 
 def _order(text: str) -> Callable[[list[Result]], list[Result]]:
-    """Return what sorts results by `COLUMN` or `-COLUMN`; those without a value come last either way."""
+    """Return what sorts results by `COLUMN` or `-COLUMN`; by a metric, invalid ones aren't ranked but come last."""
     column, falling = text.removeprefix("-"), text.startswith("-")
     _is_number(column)
 
+    def ranked(result: Result) -> bool:
+        return column in COLUMNS or (result.verdict == "valid" and column in result.metrics)
+
     def sort(results: list[Result]) -> list[Result]:
-        there = [result for result in results if _value(result, column) is not None]
-        there.sort(key=lambda result: _value(result, column), reverse=falling)
-        return there + [result for result in results if _value(result, column) is None]
+        there = sorted(filter(ranked, results), key=lambda result: _value(result, column), reverse=falling)
+        return there + [result for result in results if not ranked(result)]
 
     return sort
 
@@ -199,9 +202,9 @@ def _print(found: Sequence[Result], form: Format, names: Sequence[str], file: An
     elif form is Format.csv:
         import csv
 
-        from flagperf.collect.store import RESULT_COLUMNS, long_rows
+        from flagperf.collect.store import TABLES, long_rows
 
-        table = csv.DictWriter(stream, RESULT_COLUMNS)
+        table = csv.DictWriter(stream, list(TABLES["results"]))
         table.writeheader()
         table.writerows(row for result in found for row in long_rows(_only(result, names)))
     else:
@@ -228,11 +231,10 @@ def _parquet(found: Sequence[Result], names: Sequence[str], output: Path) -> Non
 
 
 def _table(found: Sequence[Result], names: Sequence[str], console: Console) -> None:
-    """Print a row a trial; under it, why trials are invalid and what must be known of the others."""
-    from rich.markup import escape
-    from rich.table import Table
+    """Print a line a trial; under them, why trials are invalid and what must be known of the others.
 
-    from flagperf.cli.tables import number
+    The lines are laid out here: a rich table of 600 trials takes seconds, and folds cells so that no line can be found.
+    """
     from flagperf.metrics import metric as declared
 
     if not found:
@@ -240,36 +242,54 @@ def _table(found: Sequence[Result], names: Sequence[str], console: Console) -> N
         return
     shown = list(names) or [name for name in _SHOWN if any(name in result.metrics for result in found)]
     several = len({result.run for result in found}) > 1
-    heads = [*(["run"] if several else []), "trial", "case", "engine", "layout", "ranks", "verdict"]
-    table = Table(
-        title="Value [95 % interval] number of samples", title_justify="left", pad_edge=False, collapse_padding=True
-    )
-    for head in heads:
-        table.add_column(head, justify="right" if head == "ranks" else "left", overflow="fold")
-    for name in shown:
-        table.add_column(f"{declared(name).title}\n[dim]{escape(declared(name).unit)}[/]", justify="right")
-    for result in found:
-        cells = []
-        for name in shown:
-            measured = result.metrics.get(name)
-            if measured is None:
-                cells.append("–")
-                continue
-            text = number(measured.value)
-            if measured.low is not None and measured.high is not None:
-                text += f" [dim]\\[{number(measured.low)}, {number(measured.high)}][/]"
-            cells.append(f"{text} [dim]n={measured.n}[/]")
-        good = result.verdict == "valid"
-        table.add_row(
-            *([escape(result.run)] if several else []),
-            *(escape(result.id), escape(f"{result.case} {result.preset} {result.dtype}"), escape(result.engine)),
-            *(escape(result.layout), str(result.ranks), "valid" if good else "[red]invalid[/]"),
-            *(cells if good else [f"[strike]{cell}[/]" if cell != "–" else cell for cell in cells]),
-        )
-    console.print(table)
+    heads = [*(["run"] if several else []), "trial", "case", "preset", "engine", "layout", "dtype", "ranks", "verdict"]
+    units = [f"{name} {declared(name).unit}" for name in shown]
+    rows = [
+        [
+            *([result.run] if several else []),
+            *(result.id, result.case, result.preset, result.engine, result.layout, result.dtype, str(result.ranks)),
+            result.verdict,
+            *(_cell(result, name) for name in shown),
+        ]
+        for result in found
+    ]
+    widths = [max(map(len, column)) for column in zip([*heads, *units], *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        left = [cell.ljust(width) for cell, width in zip(cells[: len(heads)], widths, strict=False)]
+        right = [cell.rjust(width) for cell, width in zip(cells[len(heads) :], widths[len(heads) :], strict=True)]
+        return "  ".join([*left, *right]).rstrip()
+
+    console.out("Value, number of samples, [95 % interval]", style="italic", highlight=False)
+    console.out(line([*heads, *units]), style="bold", highlight=False)
+    lines = [(result.verdict, line(row)) for result, row in zip(found, rows, strict=True)]
+    for verdict, group in itertools.groupby(lines, key=lambda pair: pair[0]):
+        text = "\n".join(text for _, text in group)
+        console.out(text, style=None if verdict == "valid" else "red strike", highlight=False)
+    _reasons(found, several, console)
+
+
+def _cell(result: Result, name: str) -> str:
+    from flagperf.cli.tables import number
+
+    measured = result.metrics.get(name)
+    if measured is None:
+        return "–"
+    text = f"{number(measured.value)} n={measured.n}"
+    if measured.low is None or measured.high is None:
+        return text
+    return f"{text} [{number(measured.low)}, {number(measured.high)}]"
+
+
+def _reasons(found: Sequence[Result], several: bool, console: Console) -> None:
+    """Print each reason and note once, with the trials it is of."""
+    told: dict[tuple[str, str], list[str]] = {}
     for result in found:
         where = f"{result.run}/{result.id}" if several else result.id
-        for kind, told in (("invalid", result.reasons), ("note", result.notes)):
-            for reason in told:
-                text = f"{where} {kind}: {reason.message}" + (f" {reason.hint}" if kind == "invalid" else "")
-                console.print(text, markup=False, soft_wrap=True)
+        for kind, reasons in (("invalid", result.reasons), ("note", result.notes)):
+            for reason in reasons:
+                text = f"{reason.message} {reason.hint}" if kind == "invalid" and reason.hint else reason.message
+                told.setdefault((kind, text), []).append(where)
+    for (kind, text), places in sorted(told.items(), key=lambda item: item[0][0]):
+        some = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+        console.out(f"{kind}: {some}: {text}", style="red" if kind == "invalid" else None, highlight=False)

@@ -75,6 +75,7 @@ def run(
 
     from flagperf import plan as planning
     from flagperf import run as running
+    from flagperf.collect.runs import read_run
     from flagperf.errors import UsageError
     from flagperf.schema.trial import Nodes
     from flagperf.settings import merged, parse_assignment
@@ -84,7 +85,7 @@ def run(
     if resume is not None:
         if cases:
             raise UsageError("--resume goes on with a run's own cases; give no others with it.")
-        planned, folder = running.load_run(resume), resume
+        planned, folder = read_run(resume), resume
     else:
         if not cases:
             raise UsageError(
@@ -135,20 +136,15 @@ def run(
 
         tables.print_results(output.results)
         tables.print_comparisons(output.comparisons)
-    if output.results and where.index == 0 and not isinstance(error, OSError):
-        _report(folder)
+    again = f"flagperf run --resume {shlex.quote(str(folder))}"
+    if isinstance(error, KeyboardInterrupt):
+        common.err().print(f"Interrupted. What was measured is kept; go on with: {again}", soft_wrap=True)
     if error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            common.err().print(
-                f"Interrupted. What was measured is kept; go on with: flagperf run --resume {shlex.quote(str(folder))}",
-                soft_wrap=True,
-            )
         raise error
+    if where.index == 0:
+        _report(folder)
     if any(result.verdict == "invalid" for result in output.results) or len(output.results) < len(planned.trials):
-        common.err().print(
-            f"Not all trials are valid. Try again with: flagperf run --resume {shlex.quote(str(folder))}",
-            soft_wrap=True,
-        )
+        common.err().print(f"Not all trials are valid. Try again with: {again}", soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -158,8 +154,10 @@ def _collect(folder: Path, run: Run) -> RunOutput:
     from flagperf.collect.store import Store
     from flagperf.schema.result import RunOutput
 
-    results = Store([folder]).results()
-    comparisons = compare(results, run.baseline) if len({trial.arm for trial in run.trials}) > 1 else []
+    store = Store([folder])
+    results = store.results()
+    several = len({trial.arm for trial in run.trials}) > 1
+    comparisons = compare(results, run.baseline, curves=store.curves()) if several else []
     return RunOutput(run=str(folder), results=results, comparisons=comparisons)
 
 
@@ -167,8 +165,16 @@ def _report(folder: Path) -> None:
     """Write the run's report and say where it is."""
     import importlib
 
-    page = importlib.import_module("flagperf.reports.page")
-    page.write([folder], folder / "report.html")
+    from flagperf.errors import FlagPerfError
+
+    try:
+        page = importlib.import_module("flagperf.reports.page")
+        page.write([folder], folder / "report.html")
+    except Exception as error:  # whatever it is, the measurements are safe and the page can be made again
+        raise FlagPerfError(
+            f"The report couldn't be written: {type(error).__name__}: {error}",
+            f"What was measured is kept in {folder}; try again with `flagperf report {folder}`.",
+        ) from error
     common.err().print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
 

@@ -49,23 +49,24 @@ def print_results(results: Sequence[Result]) -> None:
 
 
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:
-    """Print one row a metric: the ratio candidate ÷ baseline with its interval, and the verdict."""
-    if not comparisons:
-        return
-    table = Table(title="Candidate ÷ baseline, 95 % interval", title_justify="left")
-    for column in ("candidate", "baseline", "metric", "ratio", "interval", "pairs", "verdict"):
-        table.add_column(column, justify="right" if column in ("ratio", "interval", "pairs") else "left")
-    notes: dict[str, None] = {}
+    """Print a table for each pair of arms: a metric's ratio with its interval, and the verdict."""
+    pairs: dict[tuple[str, str, str], list[Comparison]] = {}
     for row in comparisons:
-        colour = _COLOURS[row.verdict]
-        verdict = f"[{colour}]{row.verdict}[/]"
-        if row.verdict == "cannot tell" and row.more_trials is not None:
-            verdict += f" [dim](about {row.more_trials} more trials would)[/]"
-        interval = "–" if row.low is None or row.high is None else f"{row.low:.3f} … {row.high:.3f}"
-        ratio = "–" if row.ratio is None else f"{row.ratio:.3f}"
-        table.add_row(escape(row.candidate), escape(row.baseline), row.metric, ratio, interval, str(row.pairs), verdict)
-        notes.update(dict.fromkeys(note.message for note in row.notes))
+        pairs.setdefault((row.case, row.candidate, row.baseline), []).append(row)
     out = common.out()
-    out.print(table)
-    for note in notes:
-        out.print(f"  {escape(note)}", soft_wrap=True)
+    for (_, candidate, baseline), rows in pairs.items():
+        table = Table(title=f"{escape(candidate)} ÷ {escape(baseline)}, 95 % interval", title_justify="left")
+        table.add_column("metric")
+        for column in ("ratio", "interval", "pairs"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("verdict")
+        for row in rows:
+            verdict = f"[{_COLOURS[row.verdict]}]{row.verdict}[/]"
+            if row.verdict == "cannot tell" and row.more_trials is not None:
+                verdict += f" [dim](about {row.more_trials} more trials would)[/]"
+            interval = "–" if row.low is None or row.high is None else f"{row.low:.3f} … {row.high:.3f}"
+            ratio = "–" if row.ratio is None else f"{row.ratio:.3f}"
+            table.add_row(escape(metric(row.metric).title), ratio, interval, str(row.pairs), verdict)
+        out.print(table)
+        for note in dict.fromkeys(note.message for row in rows for note in row.notes):
+            out.print(f"  {escape(note)}", soft_wrap=True)

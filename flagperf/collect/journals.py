@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -139,11 +140,11 @@ def _ns(event: Event) -> int:
     return ns if isinstance(ns, int) and abs(ns) < 2**63 else 0
 
 
-class _Stamp(msgspec.Struct, frozen=True):
+class _Stamp(msgspec.Struct, frozen=True, gc=False):
     ns: int = 0
 
 
-class _StepLine(msgspec.Struct, frozen=True):
+class _StepLine(msgspec.Struct, frozen=True, gc=False):
     """An event that is a step, decoded at once: nearly all lines of a long journal are."""
 
     time_ms: int
@@ -173,45 +174,41 @@ class _StepColumns:
     """Gathers steps and turns them into arrays by and by."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[Step, int]] = []
+        self._steps: list[Step] = []
+        self._ns: list[int] = []
         self._parts: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         self.malformed = 0
 
     def add(self, step: Step, ns: int) -> None:
-        self._rows.append((step, ns))
-        if len(self._rows) == _CHUNK:
+        self._steps.append(step)
+        self._ns.append(ns)
+        if len(self._steps) == _CHUNK:
             self._flush()
 
     def _flush(self) -> None:
         try:
-            self._convert(self._rows)
+            part = _arrays(self._steps, self._ns)
         except OverflowError:  # a whole number beyond 64 bits: only damage or malice writes that
-            good = [row for row in self._rows if _fits(*row)]
-            self.malformed += len(self._rows) - len(good)
-            self._convert(good)
-        self._rows = []
-
-    def _convert(self, rows: Sequence[tuple[Step, int]]) -> None:
-        part = {}
-        for name, kind in COLUMNS.items():
-            values: Iterator[Any]
-            if name == "ns":
-                values = (ns for _, ns in rows)
-            elif name in ("loss", "gradient_norm", "learning_rate"):
-                values = (math.nan if (x := getattr(step, name)) is None else x for step, _ in rows)
-            else:
-                values = (getattr(step, name) for step, _ in rows)
-            part[name] = np.fromiter(values, kind, len(rows))
+            rows = list(zip(self._steps, self._ns, strict=True))
+            good = [row for row in rows if all(abs(x) < 2**63 for x in (row[0].step, row[0].tokens, row[1]))]
+            self.malformed += len(rows) - len(good)
+            part = _arrays([step for step, _ in good], [ns for _, ns in good])
         for name, column in part.items():
             self._parts[name].append(column)
+        self._steps, self._ns = [], []
 
     def steps(self) -> Steps:
         self._flush()
         return Steps(**{name: np.concatenate(self._parts[name]) for name in COLUMNS})
 
 
-def _fits(step: Step, ns: int) -> bool:
-    return all(abs(x) < 2**63 for x in (step.step, step.tokens, ns))
+def _arrays(steps: Sequence[Step], ns: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
+    columns = {
+        name: np.array(list(map(operator.attrgetter(name), steps)), kind)  # numpy makes NaN of None
+        for name, kind in COLUMNS.items()
+        if name != "ns"
+    }
+    return columns | {"ns": np.array(ns, COLUMNS["ns"])}
 
 
 def read_rank(path: Path, rank: int) -> RankJournal:

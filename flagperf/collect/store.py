@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,8 @@ from flagperf.schema.result import Result
 
 if TYPE_CHECKING:
     import duckdb
-    import numpy as np
     import numpy.typing as npt
     import pandas as pd
-
-    from flagperf.collect.trials import TrialRecord
 
 Progress = Callable[[str, float | None], None]
 """Called with a stage in words and the share done, 0 to 1."""
@@ -33,19 +31,30 @@ Progress = Callable[[str, float | None], None]
 FORMAT = 1
 """Raised when what is stored changes its meaning, or is computed otherwise."""
 
-TABLES = {
-    "trials": "run VARCHAR, id VARCHAR, result VARCHAR",
-    "results": 'run VARCHAR, id VARCHAR, "case" VARCHAR, preset VARCHAR, vendor VARCHAR, engine VARCHAR, ranks BIGINT, '
-    "layout VARCHAR, dtype VARCHAR, seed BIGINT, trial BIGINT, verdict VARCHAR, metric VARCHAR, value DOUBLE, "
-    "low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, direction VARCHAR",
-    "steps": "run VARCHAR, id VARCHAR, rank BIGINT, step BIGINT, measured BOOLEAN, seconds DOUBLE, "
-    "data_seconds DOUBLE, tokens BIGINT, loss DOUBLE, gradient_norm DOUBLE, learning_rate DOUBLE, leader BOOLEAN, "
-    "ns BIGINT",
-    "telemetry": "run VARCHAR, id VARCHAR, ns BIGINT, sensor VARCHAR, value DOUBLE",
+
+def _columns(text: str) -> dict[str, str]:
+    return dict(column.split() for column in text.split(", "))
+
+
+_TRIAL = _columns("run VARCHAR, id VARCHAR")
+_RESULT = _TRIAL | _columns(
+    "case VARCHAR, preset VARCHAR, vendor VARCHAR, engine VARCHAR, ranks BIGINT, layout VARCHAR, dtype VARCHAR, "
+    "seed BIGINT, trial BIGINT, verdict VARCHAR"
+)
+_MEASURED = _columns("metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, direction VARCHAR")
+_STEP = _columns(
+    "step BIGINT, measured BOOLEAN, seconds DOUBLE, data_seconds DOUBLE, tokens BIGINT, loss DOUBLE, "
+    "gradient_norm DOUBLE, learning_rate DOUBLE, leader BOOLEAN, ns BIGINT"
+)
+TABLES: dict[str, dict[str, str]] = {
+    "trials": _TRIAL | _columns("result VARCHAR"),
+    "results": _RESULT | _MEASURED,
+    "steps": _TRIAL | {"rank": "BIGINT"} | _STEP,
+    "telemetry": _TRIAL | _columns("ns BIGINT, sensor VARCHAR, value DOUBLE"),
 }
-"""What can be asked for. `trials` holds whole results as JSON; `results` a row a trial and metric, and one row without
-a metric for a trial that has none; `steps` a row a rank and step; `telemetry` a row a sample and sensor."""
-RESULT_COLUMNS = tuple(column.split()[0].strip('"') for column in TABLES["results"].split(", "))
+"""What can be asked for, and its columns. `trials` holds whole results as JSON; `results` a row a trial and metric, and
+one row without a metric for a trial that has none; `steps` a row a rank and step; `telemetry` a row a sample and
+sensor."""
 
 
 class Store:
@@ -114,10 +123,11 @@ class Store:
         if self._connection is None:
             self._connection = _connect()
         if self._folders:
-            files = ", ".join(_quoted(folder / f"{name}.parquet") for folder in self._folders)
+            files = ", ".join(_pattern(folder / f"{name}.parquet") for folder in self._folders)
             source = f"VIEW {name} AS SELECT * FROM read_parquet([{files}])"
         else:
-            source = f"TABLE {name} ({TABLES[name]})"
+            columns = ", ".join(f'"{column}" {kind}' for column, kind in TABLES[name].items())
+            source = f"TABLE {name} ({columns})"
         self._connection.execute(f"CREATE {source.replace(' ', ' IF NOT EXISTS ', 1)}")
         return self._connection
 
@@ -133,6 +143,11 @@ def _quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
+def _pattern(path: Path) -> str:
+    """Quote a path for where DuckDB would take `*`, `?` and `[` for a pattern."""
+    return re.sub(r"[*?[]", r"[\g<0>]", _quoted(path))
+
+
 def _places(run_dir: Path) -> Iterator[Path]:
     """Yield where a run's files can be: beside it, or in the user's cache where it can't be written to."""
     yield run_dir / "store"
@@ -140,10 +155,12 @@ def _places(run_dir: Path) -> Iterator[Path]:
 
 
 def _stamp(place: Path) -> str:
+    """Return the digest that a folder's files were made for; empty if one of them is missing."""
     try:
-        return (place / "stamp").read_text("ascii")
+        text = (place / "stamp").read_text("ascii")
     except (OSError, UnicodeDecodeError):
         return ""
+    return text if all((place / f"{table}.parquet").exists() for table in TABLES) else ""
 
 
 def _digest(run_dir: Path) -> str:
@@ -211,67 +228,71 @@ class _Builder:
             if _stamp(place) == digest:
                 return  # another process made them while this one waited
             (place / "stamp").unlink(missing_ok=True)
-            self._read(run_dir)
-            for table in TABLES:
-                self.write(table, place / f"{table}.parquet")
+            for table, columns in _read(run_dir).items():
+                self.write(table, columns, place / f"{table}.parquet")
             fresh = place / "stamp.new"
             fresh.write_text(digest, "ascii")
             fresh.replace(place / "stamp")
 
-    def clear(self) -> None:
-        """Begin with empty tables."""
-        for table, columns in TABLES.items():
-            self._connection.execute(f"CREATE OR REPLACE TABLE {table} ({columns})")
-
-    def insert_result(self, result: Result) -> None:
-        """Append a result's rows to the table `results`."""
-        rows = [list(row.values()) for row in long_rows(result)]
-        self._connection.executemany(f"INSERT INTO results VALUES ({', '.join('?' * len(RESULT_COLUMNS))})", rows)
-
-    def _read(self, run_dir: Path) -> None:
-        from flagperf.collect.journals import read_harness
-        from flagperf.collect.runs import read_run
-        from flagperf.collect.trials import read_trial
-
-        self.clear()
-        run = read_run(run_dir)
-        harness = read_harness(run_dir / "harness.journal")
-        for trial in run.trials:
-            self._insert(read_trial(run_dir, run, trial, harness))
-
-    def _insert(self, record: TrialRecord) -> None:
-        from flagperf.collect.journals import COLUMNS
-
-        result = record.result
-        key = [result.run, result.id]
-        self._connection.execute("INSERT INTO trials VALUES (?, ?, ?)", [*key, msgspec.json.encode(result).decode()])
-        self.insert_result(result)
-        for rank in record.ranks:
-            if len(rank.steps):
-                self._columns("steps", [*key, rank.rank], {name: getattr(rank.steps, name) for name in COLUMNS})
-        if record.telemetry.sensor:
-            import numpy as np
-
-            telemetry = record.telemetry
-            names = np.array(telemetry.sensor, dtype=object)
-            self._columns("telemetry", key, {"ns": telemetry.ns, "sensor": names, "value": telemetry.value})
-
-    def _columns(self, table: str, key: list[Any], columns: dict[str, npt.NDArray[np.generic]]) -> None:
-        """Append arrays to a table, behind columns that are the same in every row."""
-        self._connection.register("columns", columns)
-        self._connection.execute(
-            f"INSERT INTO {table} SELECT {', '.join('?' * len(key))}, {', '.join(columns)} FROM columns", key
-        )
-        self._connection.unregister("columns")
-
-    def write(self, table: str, path: Path) -> None:
-        """Write a table to a Parquet file, whole or not at all."""
+    def write(self, table: str, columns: dict[str, npt.NDArray[Any]], path: Path) -> None:
+        """Write a table to a Parquet file, whole or not at all; raise OSError if it can't be."""
         fresh = path.with_name(path.name + ".new")
+        typed = ", ".join(f'CAST("{name}" AS {kind}) AS "{name}"' for name, kind in TABLES[table].items())
+        self._connection.register("columns", columns)
         try:
-            self._connection.execute(f"COPY {table} TO {_quoted(fresh)} (FORMAT parquet, COMPRESSION zstd)")
+            self._connection.execute(
+                f"COPY (SELECT {typed} FROM columns) TO {_quoted(fresh)} (FORMAT parquet, COMPRESSION zstd)"
+            )
         except _duckdb_io_error() as error:
             raise OSError(str(error)) from error
+        finally:
+            self._connection.unregister("columns")
         fresh.replace(path)
+
+
+def _read(run_dir: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
+    """Read a run's journals into the columns of all TABLES."""
+    import numpy as np
+
+    from flagperf.collect.journals import read_harness
+    from flagperf.collect.runs import read_run
+    from flagperf.collect.trials import read_trial
+
+    run = read_run(run_dir)
+    harness = read_harness(run_dir / "harness.journal")
+    parts: dict[str, list[dict[str, npt.NDArray[Any]]]] = {"steps": [], "telemetry": []}
+    results = []
+    for trial in run.trials:
+        record = read_trial(run_dir, run, trial, harness)
+        results.append(record.result)
+        for rank in record.ranks:
+            count = len(rank.steps)
+            numbers = {name: getattr(rank.steps, name) for name in _STEP}
+            parts["steps"].append({**_key(record.result, count), "rank": np.full(count, rank.rank), **numbers})
+        telemetry = record.telemetry
+        sensors = {"ns": telemetry.ns, "sensor": np.array(telemetry.sensor, object), "value": telemetry.value}
+        parts["telemetry"].append({**_key(record.result, len(telemetry.ns)), **sensors})
+    columns = {
+        table: {name: np.concatenate([part[name] for part in some]) for name in TABLES[table]}
+        for table, some in parts.items()
+        if some
+    }
+    whole = [{"run": result.run, "id": result.id, "result": msgspec.json.encode(result).decode()} for result in results]
+    rows = {"trials": whole, "results": [row for result in results for row in long_rows(result)]}
+    return {table: columns.get(table) or _objects(table, rows.get(table, [])) for table in TABLES}
+
+
+def _key(result: Result, count: int) -> dict[str, npt.NDArray[Any]]:
+    import numpy as np
+
+    return {"run": np.full(count, result.run, object), "id": np.full(count, result.id, object)}
+
+
+def _objects(table: str, rows: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Turn rows into columns of objects, in which None stays what it is."""
+    import numpy as np
+
+    return {name: np.array([row[name] for row in rows], object) for name in TABLES[table]}
 
 
 def _duckdb_io_error() -> type[Exception]:
@@ -282,17 +303,14 @@ def _duckdb_io_error() -> type[Exception]:
 
 def write_results(results: Sequence[Result], path: Path) -> None:
     """Write results as a Parquet file with the columns of the table `results`; raise OSError if it can't be."""
-    builder = _Builder()
-    builder.clear()
-    for result in results:
-        builder.insert_result(result)
-    builder.write("results", path)
+    rows = [row for result in results for row in long_rows(result)]
+    _Builder().write("results", _objects("results", rows), path)
 
 
 def long_rows(result: Result) -> list[dict[str, Any]]:
     """Return a result as rows of the table `results`: one a metric, or one without where there is none."""
-    head = {name: getattr(result, name) for name in RESULT_COLUMNS[:12]}
-    empty = dict.fromkeys(RESULT_COLUMNS[12:])
+    head = {name: getattr(result, name) for name in _RESULT}
+    empty = dict.fromkeys(_MEASURED)
     rows = [
         head | empty | {"metric": name} | {field: getattr(value, field) for field in value.__struct_fields__}
         for name, value in result.metrics.items()

@@ -43,10 +43,11 @@ def window(ranks: Sequence[RankJournal]) -> Window | None:
     measured = [_once(rank.steps.take(rank.steps.measured)) for rank in ranks]
     common = measured[0].step if measured else np.array([], np.int64)
     for steps in measured[1:]:
-        common = np.intersect1d(common, steps.step, assume_unique=True)
+        if not np.array_equal(steps.step, common):
+            common = np.intersect1d(common, steps.step, assume_unique=True)
     if not len(common):
         return None
-    aligned = [steps.take(np.isin(steps.step, common)) for steps in measured]
+    aligned = [steps if len(steps) == len(common) else steps.take(np.isin(steps.step, common)) for steps in measured]
     seconds = np.stack([steps.seconds for steps in aligned])
     waits = np.stack([steps.data_seconds for steps in aligned])
     # Only leaders speak for their data-parallel group: of its ranks each read the same tokens.
@@ -70,6 +71,8 @@ def window(ranks: Sequence[RankJournal]) -> Window | None:
 
 def _once(steps: Steps) -> Steps:
     """Return the steps in order of their number, the first of any that is there twice."""
+    if (np.diff(steps.step) > 0).all():
+        return steps
     return steps.take(np.unique(steps.step, return_index=True)[1])
 
 

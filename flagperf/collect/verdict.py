@@ -193,9 +193,9 @@ def _steps(trial: Trial, ranks: Sequence[RankJournal], steps: Window | None) -> 
     planned = np.arange(protocol.warmup, protocol.warmup + protocol.steps)
     counts = []
     for rank in (rank for rank in ranks if rank.present):
-        measured = np.sort(rank.steps.step[rank.steps.measured])
+        measured = rank.steps.step[rank.steps.measured]
         counts.append(len(rank.steps))
-        if not np.array_equal(measured, planned):
+        if not np.array_equal(measured, planned) and not np.array_equal(np.sort(measured), planned):
             yield Reason(
                 "steps_missing" if len(measured) < len(planned) else "steps_wrong",
                 f"Rank {rank.rank} has {len(measured)} measured steps, not the {len(planned)} planned"

@@ -76,7 +76,7 @@ def validation_windows(tokens: Tokens, seq_len: int, count: int) -> npt.NDArray[
     if not windows:
         raise FlagPerfError(
             f"The validation text is too short: {len(tokens):,} tokens, less than one sequence of {seq_len:,}.",
-            "Use a larger corpus, shorter sequences, or hold out more with --set data.validation=0.1.",
+            "Use a larger corpus, shorter sequences, or hold out more: data.validation=0.1.",
         )
     count = min(count, windows)
     return np.stack([window(tokens, seq_len, number * windows // count) for number in range(count)])

@@ -85,8 +85,7 @@ class IndexedTokens:
         """Return the tokens of a sequence."""
         start = int(self._offsets[number])
         raw = self._tokens[start : start + int(self.lengths[number]) * self.dtype.itemsize]
-        # Copied, for an offset needn't be a multiple of the item's size.
-        tokens: npt.NDArray[np.integer] = raw.copy().view(self.dtype)
+        tokens: npt.NDArray[np.integer] = raw.view(self.dtype)
         return tokens
 
     def documents(self) -> Iterator[list[npt.NDArray[np.integer]]]:

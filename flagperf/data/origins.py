@@ -155,7 +155,7 @@ class _Megatron:
                     wrong = sequence.min() if sequence.min() < 0 else sequence.max()
                     raise FlagPerfError(
                         f"{self._paths[0]} has the token {wrong}, outside a vocabulary of {self._settings.vocab_size}.",
-                        "Give its tokenizer's size with --set data.vocab_size=….",
+                        "Give the size of its tokenizer as data.vocab_size.",
                     )
                 yield Piece(sequence, 0, ends=place == len(document) - 1)
 

@@ -6,7 +6,6 @@ import hashlib
 import platform
 import re
 import shlex
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -27,15 +26,17 @@ class NotPrepared(Unavailable):
     """The corpus asked for isn't in the cache yet."""
 
 
-@dataclass(frozen=True)
-class Listed:
-    """A corpus that is in the cache, or that a recipe could put there (`path` and `meta` are None then)."""
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """A corpus that is in the cache, or that a recipe could put there: then most fields are None."""
 
     name: str
     description: str
-    path: Path | None
-    meta: Meta | None
-    problem: str = ""  # why a corpus in the cache can't be used
+    tokens: int | None = None  # to train on
+    chinese: float | None = None  # share of them, where languages are known
+    vocab_size: int | None = None
+    fingerprint: str | None = None
+    path: str | None = None
+    problem: str | None = None  # why a corpus in the cache can't be used
 
 
 def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepared:
@@ -100,20 +101,29 @@ def listing() -> list[Listed]:
         try:
             meta = _read_meta(entry)
         except DamagedData as error:
-            listed.append(Listed(entry.name, "", entry, None, error.message))
+            listed.append(Listed(name=entry.name, description="", path=str(entry), problem=error.message))
         else:
-            listed.append(Listed(meta.name, _description(meta.name), entry, meta))
+            listed.append(
+                Listed(
+                    name=meta.name,
+                    description=_description(meta.name),
+                    tokens=meta.tokens("train"),
+                    chinese=round(meta.share("zh"), 4) if "zh" in meta.train else None,
+                    vocab_size=meta.vocab_size,
+                    fingerprint=meta.fingerprint,
+                    path=str(entry),
+                )
+            )
     known = {each.name for each in listed}
-    listed += [
-        Listed(name, _description(name), None, None) for name in [*recipe.names(), SYNTHETIC] if name not in known
-    ]
+    unprepared = [name for name in [*recipe.names(), SYNTHETIC] if name not in known]
+    listed += [Listed(name=name, description=_description(name)) for name in unprepared]
     return listed
 
 
 def command(settings: DataSettings) -> str:
     """Return the command line that prepares these settings."""
     changed = [
-        f"--set data.{name}={getattr(settings, name)}"
+        f"--{name.replace('_', '-')}={getattr(settings, name)}"
         for name in DataSettings.__struct_fields__
         if name != "source" and getattr(settings, name) != getattr(DataSettings(), name)
     ]
@@ -144,7 +154,7 @@ def _make(folder: Path, origin: Origin, settings: DataSettings, report: Progress
         raise FlagPerfError(
             f"The tokens made from {origin.name} aren't the recipe's: train {hashes['train'][:12]}…, validation "
             f"{hashes['validation'][:12]}…, by tokenizers {metadata.version('tokenizers')}.",
-            "Install another version of tokenizers: 0.20 to 0.23 are known to agree.",
+            "Install another version of tokenizers: 0.20.0, 0.21.4, 0.22.2 and 0.23.3 are known to agree.",
         )
     tokenizer = folder / TOKENIZER_FILE
     packages = ["numpy", "tokenizers"] if tokenizer.exists() else ["numpy"]

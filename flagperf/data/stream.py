@@ -113,6 +113,6 @@ def write_splits(
         if not sum(tokens for tokens, _, _ in counts[split].values()):
             raise FlagPerfError(
                 f"The corpus is too short: nothing is left for {split}.",
-                "Give more text, or hold out a larger share with --set data.validation=0.1.",
+                "Give more text, or hold out a larger share: data.validation=0.1.",
             )
     return {split: {language: Counts(*numbers) for language, numbers in counts[split].items()} for split in SPLITS}

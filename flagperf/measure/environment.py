@@ -113,7 +113,7 @@ def snapshot(folder: Path, run_pids: Iterable[int] = (), window: float = 0.5) ->
         cpu=cpu_model(),
         cores=len(cores),
         load=[round(value, 2) for value in os.getloadavg()],
-        foreign=foreign[:5],
+        foreign=foreign[:10],
         foreign_percent=round(sum(process.percent for process in foreign), 1),
         steal_percent=_share(stolen, stolen_after),
         window=round(span, 3),

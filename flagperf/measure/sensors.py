@@ -170,18 +170,22 @@ class Network:
         self._file = _File("/proc/net/dev")
         names = ("received_bytes", "received_packets", "sent_bytes", "sent_packets")
         self._outer, self._inner = _Rates(names), _Rates(names)
+        self._known: set[bytes] = set()
+        self._real: set[bytes] = set()
 
     def __call__(self) -> dict[str, Any]:
-        outer, inner = [0, 0, 0, 0], [0, 0, 0, 0]
-        # Bridges and virtual pairs would count the same bytes again, so that only hardware counts where there is any.
-        real = {path.parent.name.encode() for path in Path("/sys/class/net").glob("*/device")}
+        counters = {}
         for line in self._file.read().splitlines()[2:]:
             name, _, rest = line.partition(b":")
-            name, fields = name.strip(), rest.split()
-            into = inner if name == b"lo" else outer if not real or name in real else None
-            if into is not None:
-                for place, field in enumerate((0, 1, 8, 9)):
-                    into[place] += int(fields[field])
+            fields = rest.split()
+            counters[name.strip()] = [int(fields[field]) for field in (0, 1, 8, 9)]
+        if counters.keys() != self._known:
+            self._known = set(counters)
+            # Bridges and virtual pairs would count the same bytes again: only hardware counts where there is any.
+            self._real = {path.parent.name.encode() for path in Path("/sys/class/net").glob("*/device")} & self._known
+        inner = counters.pop(b"lo", [0, 0, 0, 0])
+        chosen = [counters[name] for name in self._real] or list(counters.values())
+        outer = [sum(column) for column in zip(*chosen, strict=True)] or [0, 0, 0, 0]
         return {"network": self._outer.of(outer), "loopback": self._inner.of(inner)}
 
 

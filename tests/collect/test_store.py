@@ -14,7 +14,7 @@ import pytest
 from collect import runs
 
 from flagperf.collect.runs import find_runs, read_run
-from flagperf.collect.store import RESULT_COLUMNS, TABLES, Store, long_rows, write_results
+from flagperf.collect.store import TABLES, Store, long_rows, write_results
 from flagperf.collect.trials import read_trial
 from flagperf.errors import FlagPerfError, UnknownName, UsageError
 from flagperf.journal import Journal
@@ -30,6 +30,8 @@ def plan() -> Run:
 
 @pytest.fixture
 def folder(tmp_path: Path, plan: Run) -> Path:
+    runs.write_run(tmp_path / "it's a run?", runs.run([runs.trial(9)]))  # would match the name below as a pattern
+    Store([tmp_path / "it's a run?"])
     return runs.write_run(tmp_path / "it's [a] run*", plan, skip=["002-fsdp"])
 
 
@@ -53,7 +55,7 @@ def test_tables(folder: Path, plan: Run) -> None:
     assert store.sql(query).fetchall() == [(time.value, 10, "s")]
     assert store.sql("SELECT count(*) FROM results WHERE verdict = 'invalid' AND metric IS NULL").fetchall() == [(1,)]
     assert set(store.frame("telemetry")["sensor"]) == {"tick", "cpu_percent", "energy.package-0"}
-    assert list(store.frame("results").columns) == list(RESULT_COLUMNS)
+    assert list(store.frame("results").columns) == list(TABLES["results"])
     curves = store.curves()
     assert curves["run", "000-ddp"] == {step: pytest.approx(runs.loss_of(TRIALS[0], step)) for step in range(12)}
     with pytest.raises(UnknownName, match="steps"):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flagperf.data import text
@@ -30,6 +30,8 @@ def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
         text_files(tmp_path)
 
 
+@example(content=b"\xef\xbb\xbfa", block=2)
+@example(content="中\n".encode() + b"\xe4\xb8", block=2)
 @given(content=st.binary(max_size=300), block=st.integers(1, 20))
 def test_any_bytes_read_as_python_would_replace_them(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, block: int

@@ -109,7 +109,14 @@ def make_run(
     run = Run(
         id=run_id or f"20261121-220000-{case.replace('/', '-')}-tiny",
         created="2026-11-21T22:00:00+00:00",
-        command=["flagperf", "run", case, "--engine", ",".join(arm.name for arm in arms), *([hostile] if hostile else [])],
+        command=[
+            "flagperf",
+            "run",
+            case,
+            "--engine",
+            ",".join(arm.name for arm in arms),
+            *([hostile] if hostile else []),
+        ],
         flagperf="1.0.0",
         commit="0123abc",
         launcher="local",
@@ -135,10 +142,11 @@ def make_run(
             (place / "trial.json").write_bytes(msgspec.json.encode(trial))
             _ranks(place, trial, arm, clock, random, noise, killed=trial.id in fail, telemetry=telemetry)
             killed = [RankExit(rank=1, exit_code=-9)] if trial.id in fail else []
-            outcome = Outcome(
-                status="failed" if killed else "finished", seconds=(clock.ns - began) / 1e9, exits=killed
+            outcome = Outcome(status="failed" if killed else "finished", seconds=(clock.ns - began) / 1e9, exits=killed)
+            harness.write(
+                Key.ENVIRONMENT,
+                {"trial": trial.id, "when": "after", **environment(1.9 if trial.trial == 1 else 1.2, hostile)},
             )
-            harness.write(Key.ENVIRONMENT, {"trial": trial.id, "when": "after", **environment(1.9 if trial.trial == 1 else 1.2, hostile)})
             harness.write(Key.TRIAL_STOP, {"id": trial.id, "outcome": msgspec.to_builtins(outcome)})
     return folder
 
@@ -152,7 +160,7 @@ def simulated(clock: Clock) -> Iterator[None]:
 
 @functools.cache
 def _machine() -> Environment:
-    return snapshot(set(), window=0.01)
+    return snapshot(Path.cwd(), window=0.01)
 
 
 def environment(load: float, hostile: str = "") -> dict[str, Any]:
@@ -237,7 +245,12 @@ def _ranks(
             busy = 92 + 6 * float(random.random())
             watch.write(
                 Key.TELEMETRY,
-                {"tick": step, "cpu_percent": busy, "load": 1.6 + 0.02 * step, "memory_used": (6 + 0.01 * step) * 2**30},
+                {
+                    "tick": step,
+                    "cpu_percent": busy,
+                    "load": 1.6 + 0.02 * step,
+                    "memory_used": (6 + 0.01 * step) * 2**30,
+                },
             )
     for rank, log in enumerate(journals):
         peak = int((arm.allocated + rank) * 2**20)
@@ -254,7 +267,9 @@ def _ranks(
         log.write(Key.RUN_STOP, {"status": "success"})
         log.close()
     if watch is not None:
-        watch.write(Key.TELEMETRY_COST, {"cpu_seconds": 0.11, "wall_seconds": 12.0, "samples": 12, "missed": 0, "failed": 0})
+        watch.write(
+            Key.TELEMETRY_COST, {"cpu_seconds": 0.11, "wall_seconds": 12.0, "samples": 12, "missed": 0, "failed": 0}
+        )
         watch.close()
 
 

@@ -91,14 +91,15 @@ class CpuRuntime(Runtime):
         self.cores = cores
         _bind(cores)
         torch.set_num_threads(threads)
-        self._peak_rss_reset = False
+        # Tried here so that the facts, which are asked for before the first step, can say it.
+        self._peak_rss_resets = reset_peak_rss()
 
     def synchronize(self) -> None:
         """Return at once: on a CPU an operation has finished when its call returns."""
 
     def reset_peak_memory(self) -> None:
         """Let the resident set's peak start anew, where the kernel allows that."""
-        self._peak_rss_reset = reset_peak_rss()
+        reset_peak_rss()
 
     def memory(self) -> Memory:
         """Return the resident set's peak; the allocator's is what the observer saw."""
@@ -110,8 +111,9 @@ class CpuRuntime(Runtime):
         return CpuAllocations()
 
     def facts(self) -> dict[str, Any]:
-        """Return the cores this rank is bound to and whether its resident peak begins with the measured steps."""
-        return {"cores": self.cores, "peak_rss_since_reset": self._peak_rss_reset}
+        """Return the cores this rank is bound to and what its resident peak covers."""
+        covers = "measured steps" if self._peak_rss_resets else "the process from its start: the kernel allows no reset"
+        return {"cores": self.cores, "peak_rss_covers": covers}
 
 
 def _bind(cores: list[int]) -> None:

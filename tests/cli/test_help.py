@@ -1,0 +1,62 @@
+"""Help and wrong usage: an example for every command, an exit status that tells the truth, a way out in each message."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import flagperf
+
+COMMANDS = [
+    *(["doctor"], ["devices"], ["list"], ["show"], ["run"], ["results"], ["compare"], ["report"]),
+    *(["data", "prepare"], ["data", "verify"], ["data", "list"]),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example_and_json(command: list[str]) -> None:
+    done = flagperf(*command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Example: flagperf" in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_the_help_lists_the_commands() -> None:
+    done = flagperf("--help")
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert command[0] in done.stdout
+    assert "--install-completion" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run"], "No case"),
+        (["run", "aquila/pretran"], "Did you mean 'aquila/pretrain'?"),
+        (["run", "aquila/pretrain", "--engine", "dpp"], "Did you mean 'ddp'?"),
+        (["run", "aquila/pretrain", "--set", "model.dmi=3"], "Did you mean 'model.dim'?"),
+        (["run", "aquila/pretrain", "--set", "model.dim"], "key=value"),
+        (["run", "aquila/pretrain", "--layout", "zeor=2"], "Did you mean 'zero'?"),
+        (["run", "--resume", "/nowhere"], "/nowhere"),
+        (["show", "aquila"], "aquila/pretrain"),
+        (["list", "everything"], "everything"),
+        (["compare"], "RUN"),
+        (["results", "/nowhere"], "/nowhere"),
+        (["results", ".", "--where", "engin=ddp"], "engine"),
+        (["--plugins", "/nowhere", "list"], "/nowhere"),
+        (["no-such-command"], "no-such-command"),
+        (["data", "prepare", "/nowhere"], "/nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_2_and_says_what_is_right(arguments: list[str], told: str) -> None:
+    done = flagperf(*arguments)
+    assert told in done.stderr, done.stderr
+    assert done.stdout == ""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_version() -> None:
+    from flagperf import __version__
+
+    assert flagperf("--version").stdout.strip() == __version__
