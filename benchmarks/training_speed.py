@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from flagperf.cases.aquila.config import AquilaConfig
 from flagperf.cases.aquila.formulas import parameters, training_flops_per_token
 from flagperf.cases.aquila.model import Aquila

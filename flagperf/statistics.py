@@ -73,25 +73,6 @@ def outliers(values: Sequence[float] | Floats, threshold: float = 3.5) -> npt.ND
     return marked
 
 
-def two_level_interval(trials: Sequence[Sequence[float] | Floats], seed: int = 0) -> tuple[float, float] | None:
-    """Return the 95 % interval of the median over trials of each trial's median step.
-
-    Trials are drawn with replacement, then the steps within each. None for fewer than 2 trials; with 2 to 5 it is
-    narrower than it claims to be, so comparisons use `compare_pairs`.
-    """
-    if len(trials) < 2:
-        return None
-    random = np.random.default_rng(seed)
-    groups = [np.asarray(trial, np.float64) for trial in trials]
-    resamples = RESAMPLES // 2
-    medians = np.stack([np.median(random.choice(group, (resamples, len(group))), axis=1) for group in groups])
-    drawn = random.integers(len(groups), size=(len(groups), resamples))
-    low, high = np.quantile(
-        np.median(np.take_along_axis(medians, drawn, axis=0), axis=0), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    )
-    return float(low), float(high)
-
-
 class RatioEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """Candidate ÷ baseline with its 95 % interval and what follows from it."""
 

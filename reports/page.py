@@ -73,10 +73,10 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
             glossary=_glossary(groups),
             charts=drawn,
             most_trials=MOST_TRIALS,
-            machines={run.run.id: environment.machine(run) for run in runs},
-            costs={run.run.id: environment.costs(run) for run in runs},
+            machines={run.folder: environment.machine(run) for run in runs},
+            costs={run.folder: environment.costs(run) for run in runs},
             rules={group.id: rules.rules(group) for group in groups},
-            repeats={run.run.id: rules.repeat(run) for run in runs},
+            repeats={run.folder: rules.repeat(run) for run in runs},
             colour={arm: index % COLOURS for index, arm in enumerate(arms)},
             dashes={arm: DASHES[index % len(DASHES)] for index, arm in enumerate(arms)},
             data=script_json(_data(runs)),
@@ -115,7 +115,7 @@ def _data(runs: Sequence[RunView]) -> dict[str, Any]:
             for group in run.groups
             for comparison in group.comparisons
         ],
-        "environments": {run.run.id: run.harness.environments for run in runs},
+        "environments": [run.harness.environments for run in runs],
     }
 
 

@@ -16,7 +16,6 @@ from flagperf.statistics import (
     compare_pairs,
     outliers,
     quantile_interval,
-    two_level_interval,
 )
 
 Noise = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]
@@ -230,15 +229,3 @@ def test_outliers_are_marked_never_dropped() -> None:
     assert outliers(values).tolist() == [False] * 5 + [True]
     assert not outliers([1.0] * 10).any()
     assert outliers([1.0] * 9 + [2.0]).tolist() == [False] * 9 + [True]
-
-
-def test_two_levels_are_wider_than_one() -> None:
-    random = np.random.default_rng(0)
-    trials = [random.normal(mean, 0.01, 50) for mean in (1.0, 1.1, 0.9, 1.05, 0.95)]
-    two = two_level_interval(trials)
-    one = quantile_interval(np.concatenate(trials))
-    assert two is not None
-    assert one is not None
-    assert two[0] < 1 < two[1]
-    assert two[1] - two[0] > 0.1
-    assert two_level_interval(trials[:1]) is None

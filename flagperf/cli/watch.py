@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from flagperf.cli import common
+from flagperf.collect.verdict import causes
 from flagperf.schema.result import Result
 from flagperf.schema.trial import Trial
 
@@ -68,7 +69,7 @@ class Terminal:
             self.console.print(f"{escape(self.title)}  [green]valid[/]  {escape(value)}")
             return
         self.console.print(f"{escape(self.title)}  [bold red]invalid[/]")
-        for reason in result.reasons:
+        for reason in causes(result.reasons):
             self.console.print(f"  {escape(reason.message)}", soft_wrap=True)
             if reason.hint:
                 self.console.print(f"  [dim]{escape(reason.hint)}[/]", soft_wrap=True)

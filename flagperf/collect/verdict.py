@@ -38,6 +38,12 @@ _CAUSES: list[tuple[str, re.Pattern[str], str, str]] = [
         "couldn't write: the disk is full",
         "Free some space, or put the run elsewhere with --out DIR; then use --resume.",
     ),
+    (
+        "peer_lost",
+        re.compile(r"connection (closed|reset)|broken pipe|read error|timed out waiting \d+ms for", re.I),
+        "lost another rank",
+        "That rank's own reason comes first.",
+    ),
 ]
 
 _SIGNALS = {
@@ -60,8 +66,10 @@ _SIGNALS = {
     ),
     signal.SIGINT: ("interrupted", "Ctrl-C", "Finish it with `flagperf run --resume`."),
 }
-_CONSEQUENCES = {"terminated", "unfinished", "steps_missing", "steps_differ", "failed", "no_journal"}
-"""Reasons that mostly follow from another one, which is then told first."""
+_CONSEQUENCES = [
+    *("rank_failed", "peer_lost", "terminated", "failed", "no_journal", "unfinished", "steps_missing", "steps_differ"),
+]
+"""Reasons that mostly follow from another one, which is then told first; in the order they are told."""
 
 
 def reasons(
@@ -90,7 +98,13 @@ def reasons(
                 )
             )
     unique = {(reason.code, reason.message): reason for reason in found}
-    return sorted(unique.values(), key=lambda reason: reason.code in _CONSEQUENCES)
+    rank_of = {code: place for place, code in enumerate(_CONSEQUENCES, 1)}
+    return sorted(unique.values(), key=lambda reason: rank_of.get(reason.code, 0))
+
+
+def causes(found: Sequence[Reason]) -> list[Reason]:
+    """Return the reasons that don't merely follow from others; all of them where there is no other."""
+    return [reason for reason in found if reason.code not in _CONSEQUENCES] or list(found)
 
 
 def _outcome(trial: Trial, outcome: Outcome | None, harness: HarnessJournal) -> Iterator[Reason]:
@@ -106,7 +120,8 @@ def _outcome(trial: Trial, outcome: Outcome | None, harness: HarnessJournal) -> 
     if outcome.status == "timeout":
         yield Reason(
             "timeout",
-            f"The trial was ended after {outcome.seconds:.0f} s: it took longer than it may, or hung.",
+            f"The trial was ended after {outcome.seconds:.0f} s: it took longer than it may, or hung"
+            + (f" ({outcome.message})." if outcome.message else "."),
             "The ranks' stderr in its output shows where each one was; --timeout SECONDS gives it longer.",
         )
     elif outcome.status == "interrupted":
@@ -118,7 +133,7 @@ def _outcome(trial: Trial, outcome: Outcome | None, harness: HarnessJournal) -> 
         if exit.exit_code != 0:
             yield _exit(exit.rank, exit.exit_code, exit.message, resume)
     for code, pattern, what, hint in _CAUSES:
-        if outcome.status != "finished" and pattern.search(outcome.stderr_tail):
+        if code != "peer_lost" and outcome.status != "finished" and pattern.search(outcome.stderr_tail):
             yield Reason(code, f"The trial {what}, as its output says.", hint)
     if outcome.status not in ("finished", "timeout", "interrupted", "not started"):
         last = outcome.message or next(iter(reversed(outcome.stderr_tail.strip().splitlines())), "")
@@ -299,7 +314,7 @@ def _environment(trial: Trial, ranks: Sequence[RankJournal], moments: dict[str, 
         yield Reason("environment", sentence, "Measure on a machine that does nothing else.")
     hosts = Counter(str(rank.last(Key.HEADER).get("host")) for rank in ranks)
     most = max(hosts.values())
-    if trial.vendor == "cpu" and most > before.cores:
+    if most > before.cores:
         yield Reason(
             "oversubscribed",
             f"{most} ranks shared {before.cores} cores.",

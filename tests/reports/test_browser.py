@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from flagperf.reports import page
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flagperf.reports import bundle, page, sampling
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flagperf.errors import FlagPerfError, UsageError
+from flagperf.reports import bundle, page, sampling
 
 MakePage = Callable[..., Path]
 
@@ -107,7 +107,6 @@ def test_progress_is_told(runs: Any, tmp_path: Path) -> None:
 
 def test_a_baseline_that_is_not_in_a_group_and_layouts_of_one_engine(runs: Any, tmp_path: Path) -> None:
     from flagperf.reports.data import load
-
     from flagperf.schema.layout import Layout
 
     arms = [runs.Arm(name="fsdp", layout=Layout(zero=stage, micro=4), step=0.4 + stage / 50) for stage in (2, 3)]
@@ -116,6 +115,15 @@ def test_a_baseline_that_is_not_in_a_group_and_layouts_of_one_engine(runs: Any, 
     (group,) = load(runs.make_run(tmp_path / "other", arms, baseline="megatron")).groups
     assert group.baseline == "fsdp:zero=2,micro=4"
     assert {c.candidate for c in group.comparisons} == {"fsdp:zero=3,micro=4"}
+
+
+def test_two_runs_of_one_id_keep_apart(runs: Any, tmp_path: Path) -> None:
+    folders = []
+    for name, steps in (("one", 20), ("two", 21)):
+        folders.append(runs.make_run(tmp_path / name, [runs.Arm(name=name)], trials=1, steps=steps, run_id="same"))
+    page.write(folders, tmp_path / "both.html")
+    html = (tmp_path / "both.html").read_text("utf-8")
+    assert "--engine one<" in html and "--engine two<" in html
 
 
 def test_the_bundle_is_kept_and_a_damaged_one_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

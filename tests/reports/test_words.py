@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from flagperf.reports import numbers, words
 from flagperf.reports.data import load
 from flagperf.reports.tables import plot, trial_interval
 from flagperf.reports.texts import LANGUAGES, texts
-from hypothesis import given
-from hypothesis import strategies as st
-
 from flagperf.schema.result import Comparison
 
 THIN = numbers.THIN

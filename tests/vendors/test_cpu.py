@@ -9,12 +9,12 @@ import sys
 from typing import Any
 
 import pytest
-from flagperf.vendors.cpu.adapter import rank_cores
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flagperf.registry import Registries
 from flagperf.vendor import Vendor
+from flagperf.vendors.cpu.adapter import rank_cores
 
 MIB = 2**20
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from flagperf.cases.aquila.config import AquilaConfig
 
+from flagperf.cases.aquila.config import AquilaConfig
 from flagperf.errors import UsageError
 
 SMALL: dict[str, Any] = {"dim": 64, "layers": 2, "heads": 4, "vocab_size": 128, "seq_len": 16}

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
 from flagperf.cases.aquila import formulas
 from flagperf.cases.aquila.config import AquilaConfig
 from flagperf.cases.aquila.formulas import Precision
 from flagperf.cases.aquila.model import Aquila, Block
 from flagperf.cases.aquila.weights import fill
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 V1: dict[str, Any] = {"vocab_size": 100008, "seq_len": 2048}
 V2: dict[str, Any] = {

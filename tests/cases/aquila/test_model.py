@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
 from flagperf.cases.aquila import kernels
 from flagperf.cases.aquila.config import AquilaConfig
 from flagperf.cases.aquila.model import Aquila
 from flagperf.cases.aquila.weights import fill
-from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 SHAPE: dict[str, Any] = {"dim": 96, "layers": 2, "heads": 6, "vocab_size": 320, "seq_len": 48, "multiple_of": 32}
 PLAIN = AquilaConfig(**SHAPE, init_std=0.1)
@@ -191,13 +192,14 @@ def test_loss_in_chunks_equals_the_loss_at_once() -> None:
 
 
 def test_bf16_loss_accumulates_the_weights_gradient_in_fp32() -> None:
-    x, weight = torch.randn(2048, 32).bfloat16(), torch.randn(64, 32, requires_grad=True)
-    labels = torch.randint(64, (2048,))
+    # Sixteen chunks: adding them up in bf16 would double the error, to 0.0046.
+    x, weight = torch.randn(4096, 16).bfloat16(), torch.randn(512, 16, requires_grad=True)
+    labels = torch.randint(512, (4096,))
     (found,) = torch.autograd.grad(kernels.linear_cross_entropy(x, weight, labels), weight)
     rounded = weight.detach().bfloat16().double().requires_grad_()
     (exact,) = torch.autograd.grad(kernels.linear_cross_entropy_plain(x.double(), rounded, labels), rounded)
     assert found.dtype == torch.float32
-    assert ((found.double() - exact).norm() / exact.norm()).item() < 0.01
+    assert ((found.double() - exact).norm() / exact.norm()).item() < 0.0033
 
 
 @pytest.mark.parametrize("config", [PLAIN, GROUPED], ids=["plain", "grouped"])
@@ -246,7 +248,8 @@ def test_the_meta_device_loses_nothing() -> None:
     assert torch.equal(copy.deepcopy(model)(*batch), plain(*batch))
 
 
-def test_training_goes_on_after_inference_mode() -> None:
+def test_training_goes_on_after_inference_mode(plain_kernels: Callable[[], None]) -> None:
+    plain_kernels()  # the twins' autograd saves the angles; the kernels keep them by themselves
     model, batch = model_of(GROUPED), batch_of(GROUPED)
     with torch.inference_mode():
         inferred = model(*batch)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from flagperf.cases.aquila.config import AquilaConfig
 from flagperf.cases.aquila.model import Aquila
 from flagperf.cases.aquila.weights import RESIDUAL_OUTPUTS, fill, initial_weight
