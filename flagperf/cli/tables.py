@@ -63,7 +63,8 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
         for row in rows:
             verdict = f"[{_COLOURS[row.verdict]}]{row.verdict}[/]"
             if row.verdict == "cannot tell" and row.more_trials is not None:
-                verdict += f" [dim](about {row.more_trials} more trials would)[/]"
+                more = "1 more trial" if row.more_trials == 1 else f"{row.more_trials} more trials"
+                verdict += f" [dim](about {more} would tell)[/]"
             interval = "–" if row.low is None or row.high is None else f"{row.low:.3f} … {row.high:.3f}"
             ratio = "–" if row.ratio is None else f"{row.ratio:.3f}"
             table.add_row(escape(metric(row.metric).title), ratio, interval, str(row.pairs), verdict)

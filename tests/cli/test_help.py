@@ -1,4 +1,4 @@
-"""Help and wrong usage: an example for every command, an exit status that tells the truth, a way out in each message."""
+"""Help and wrong usage: an example for every command, a truthful exit status, a way out in each message."""
 
 from __future__ import annotations
 
