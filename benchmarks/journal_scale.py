@@ -1,4 +1,4 @@
-"""Does the time of journals grow in proportion to their events? Writes, reads and stores journals of growing length.
+"""Does time grow in proportion to events? Writes, reads, stores and reports journals of growing length.
 
 Example: python benchmarks/journal_scale.py --events 50000 500000 5000000 --json
 """
@@ -20,12 +20,13 @@ from rich.table import Table
 from flagperf.collect.journals import read_rank
 from flagperf.collect.store import Store
 from flagperf.journal import Journal
+from flagperf.reports.page import write as write_page
 from flagperf.schema.event import Key, Step
 from flagperf.schema.layout import Layout
 from flagperf.schema.manifest import Protocol
 from flagperf.schema.trial import Outcome, Run, Trial
 
-STAGES = ("write", "read", "store")
+STAGES = ("write", "read", "store", "report")
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ class Clock:
 
 
 def measure(folder: Path, events: int) -> dict[str, float]:
-    """Return the seconds it takes to write, read and store a run of one rank with so many steps."""
+    """Return the seconds it takes to write, read, store and report a run of one rank with so many steps."""
     trial = Trial(
         id="000-single",
         case="scale",
@@ -106,7 +107,6 @@ def measure(folder: Path, events: int) -> dict[str, float]:
         flagperf="",
         commit=None,
         launcher="local",
-        timeout=None,
         trials=[trial],
         baseline="single",
     )
@@ -148,6 +148,9 @@ def measure(folder: Path, events: int) -> dict[str, float]:
     taken |= clock.seconds("store")
     if result.verdict != "valid":
         raise SystemExit(f"the result is invalid: {result.reasons}")
+    clock = Clock()
+    write_page([folder], folder / "report.html")
+    taken |= clock.seconds("report")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"events": events, **taken, "peak_rss_mib": peak}
 

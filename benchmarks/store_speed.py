@@ -110,7 +110,6 @@ def make_runs(home: Path, runs: int, trials: int) -> None:
             flagperf="",
             commit=None,
             launcher="local",
-            timeout=None,
             trials=planned,
             baseline="ddp",
         )

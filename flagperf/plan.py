@@ -71,7 +71,6 @@ def plan(options: Options, registries: Registries, *, commit: str | None = None)
         flagperf=__version__,
         commit=commit,
         launcher=options.launcher,
-        timeout=options.timeout,
         trials=trials,
         baseline=_baseline(options, arms, trials),
     )
@@ -243,6 +242,8 @@ def _protocol(manifest: CaseManifest, preset: Preset, options: Options) -> Proto
             if key not in Protocol.__struct_fields__:
                 raise UnknownName("setting of the protocol", key, Protocol.__struct_fields__) from None
         raise UsageError(f"The protocol can't be used: {error}") from None
+    if not 0.01 <= protocol.telemetry <= 3600:
+        raise UsageError(f"protocol.telemetry is {protocol.telemetry}; it is 0.01 to 3600 seconds.")
     for key, least in {"warmup": 1, "steps": 1, "trials": 1, "global_batch": 1, "validation": 1}.items():
         if getattr(protocol, key) < least:
             raise UsageError(

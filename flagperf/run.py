@@ -75,7 +75,7 @@ def execute(
                     watcher.trial_started(number, len(run.trials), trial)
                     trial = _with_peak(trial, nodes, watcher)
                     journal.write(Key.TRIAL_START, {"id": trial.id, "prepared": facts[trial.case]})
-                    outcome = _launch(trial, folder, run, launcher, journal, watcher, registries)
+                    outcome = _launch(trial, folder, launcher, journal, watcher, registries)
                     journal.write(Key.TRIAL_STOP, {"id": trial.id, "outcome": msgspec.to_builtins(outcome)})
                     result = read_trial(folder, run, trial).result
                     watcher.trial_ended(trial, result)
@@ -135,7 +135,6 @@ def _with_peak(trial: Trial, nodes: Nodes, watcher: Watcher) -> Trial:
 def _launch(
     trial: Trial,
     folder: Path,
-    run: Run,
     launcher: Launcher,
     journal: Journal,
     watcher: Watcher,
@@ -154,7 +153,7 @@ def _launch(
     _environment(journal, trial, "before", folder)
     try:
         with _telemetry(place / "telemetry.journal", trial):
-            outcome = launcher.launch(trial, place, environment, run.timeout or trial.protocol.timeout, progress.look)
+            outcome = launcher.launch(trial, place, environment, trial.protocol.timeout, progress.look)
     except KeyboardInterrupt:
         outcome = Outcome(status="interrupted", seconds=time.monotonic() - began)
         journal.write(Key.TRIAL_STOP, {"id": trial.id, "outcome": msgspec.to_builtins(outcome)})
@@ -174,7 +173,7 @@ def _telemetry(path: Path, trial: Trial) -> Iterator[None]:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "flagperf.measure.telemetry", "--out", str(path)),
-            *("--parent", str(os.getpid()), "--vendor", trial.vendor),
+            *("--parent", str(os.getpid()), "--vendor", trial.vendor, "--interval", str(trial.protocol.telemetry)),
             *(part for folder in trial.plugins for part in ("--plugins", folder)),
         ],
         stdin=subprocess.DEVNULL,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import os
 import resource
@@ -21,8 +20,6 @@ from flagperf.registry import Registries
 from flagperf.schema.event import Key
 from flagperf.schema.trial import Trial
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to map segment")
-
 
 def main() -> int:
     """Run one rank of one trial; what goes wrong is in its journal and in the exit status."""
@@ -39,10 +36,14 @@ def main() -> int:
             try:
                 _run(trial, rank, world, journal)
             except Exception as error:
-                kind, message, hint = explain(error)
                 trace = traceback.format_exc()
                 print(trace, file=sys.stderr, flush=True)
-                journal.write(Key.ERROR, {"kind": kind, "message": message, "hint": hint, "traceback": trace[-4000:]})
+                told = {
+                    "kind": type(error).__name__,
+                    "message": error.message if isinstance(error, FlagPerfError) else str(error),
+                    "hint": error.hint if isinstance(error, FlagPerfError) else "",
+                }
+                journal.write(Key.ERROR, {**told, "traceback": trace[-4000:]})
                 return 1
             journal.write(Key.RUN_STOP, {"status": "success"})
     except OSError as error:  # the journal itself can't be written
@@ -69,22 +70,6 @@ def _run(trial: Trial, rank: int, world: int, journal: Journal) -> None:
         registries=registries,
     )
     case.run(context)
-
-
-def explain(error: BaseException) -> tuple[str, str, str]:
-    """Return kind, message and hint for an error of a rank: what happened, and what a person can do."""
-    text = f"{type(error).__name__}: {error}"
-    lowered = text.lower()
-    if isinstance(error, FlagPerfError):
-        return type(error).__name__, error.message, error.hint
-    if isinstance(error, MemoryError) or any(sign in lowered for sign in _NO_MEMORY):
-        hint = "Use a smaller micro-batch (--layout micro=…), recomputation, a higher ZeRO stage or more ranks."
-        return "out of memory", text, hint
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "disk full", text, "Free some space, or put the run elsewhere with --out DIR; then use --resume."
-    if "can't start new thread" in lowered or "resource temporarily unavailable" in lowered:
-        return "resource limit", text, "The limit on processes, threads or memory is too low: see `ulimit -a`."
-    return type(error).__name__, text, ""
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -66,26 +66,7 @@ class AquilaPretrain(Case):
 
     def estimate(self) -> Estimate:
         """Predict parameters, FLOPs and memory a rank."""
-        model, trial = self.settings.model, self.trial
-        layout = trial.layout
-        memory = formulas.memory_estimate(
-            model,
-            micro_batch=layout.micro or 1,
-            precision="bf16" if trial.dtype == "bf16" else "fp32",
-            zero_stage=cast(formulas.ZeroStage, layout.zero or 0),
-            ranks=trial.ranks // layout.model_parallel,
-            recompute=layout.recompute,
-        )
-        return Estimate(
-            parameters=formulas.parameters(model),
-            flops_per_token=formulas.training_flops_per_token(model),
-            convention="6·(N − V·d − norms) + 12·L·S·d: attention in full, recomputation not counted",
-            tokens_per_step=trial.protocol.global_batch * model.seq_len,
-            weights=int(memory.weights),
-            gradients=int(memory.gradients),
-            optimizer=int(memory.optimizer),
-            activations=int(memory.activations),
-        )
+        return formulas.estimate(self.settings.model, self.trial)
 
     def prepare(self, progress: Progress) -> dict[str, Any]:
         """Make the tokens ready; a corpus that was damaged since it was prepared is refused, not made again."""

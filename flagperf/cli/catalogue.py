@@ -10,6 +10,7 @@ import typer
 from flagperf.cli import common
 
 if TYPE_CHECKING:
+    from flagperf.registry import Registries
     from flagperf.schema.manifest import CaseManifest
 
 
@@ -100,7 +101,7 @@ def show(
 
     registries = common.registries()
     manifest = registries.cases.get(case)
-    presets = {name: _preset(manifest, name) for name in manifest.presets}
+    presets = {name: _preset(registries, manifest, name) for name in manifest.presets}
     if json:
         import msgspec
 
@@ -136,13 +137,12 @@ def show(
     out.print(f"\n[bold]Metrics[/]\n  {', '.join(manifest.metrics)}", soft_wrap=True)
 
 
-def _preset(manifest: CaseManifest, name: str) -> dict[str, Any]:
+def _preset(registries: Registries, manifest: CaseManifest, name: str) -> dict[str, Any]:
     """Return a preset with its settings complete and its estimate for one rank."""
     import msgspec
 
     from flagperf.plan import Options, alone
 
-    registries = common.registries()
     trial = alone(manifest.name, Options(cases=[manifest.name], preset=name, engines=[]), registries)
     estimate = registries.cases.load(manifest.name)(trial).estimate()
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections import Counter
@@ -25,10 +26,14 @@ SPEED_CHANGE = 0.10
 
 _RESUME = "Look at {place}/output for what the ranks printed, then run it again with `flagperf run --resume`."
 
+_DISK_FULL = "Free some space, or put the run elsewhere with --out DIR; then use --resume."
+
 _CAUSES: list[tuple[str, re.Pattern[str], str, str]] = [
     (
         "out_of_memory",
-        re.compile(r"out of memory|can('t|not) allocate memory|OutOfMemory|MemoryError|bad_alloc", re.I),
+        re.compile(
+            r"out of memory|can('t|not) allocate memory|OutOfMemory|MemoryError|bad_alloc|failed to map segment", re.I
+        ),
         "ran out of memory",
         "Use a smaller micro-batch (--layout micro=…), recomputation, a higher ZeRO stage or more ranks.",
     ),
@@ -36,7 +41,13 @@ _CAUSES: list[tuple[str, re.Pattern[str], str, str]] = [
         "disk_full",
         re.compile(r"disk full|no space left on device|disk quota exceeded|ENOSPC", re.I),
         "couldn't write: the disk is full",
-        "Free some space, or put the run elsewhere with --out DIR; then use --resume.",
+        _DISK_FULL,
+    ),
+    (
+        "resource_limit",
+        re.compile(r"can't start new thread|resource temporarily unavailable", re.I),
+        "met a limit on processes, threads or memory",
+        "`ulimit -a` shows the limits; raise the one that is too low.",
     ),
     (
         "peer_lost",
@@ -141,6 +152,9 @@ def _outcome(trial: Trial, outcome: Outcome | None, harness: HarnessJournal) -> 
 
 
 def _exit(rank: int, code: int, message: str, resume: str) -> Reason:
+    if code == os.EX_IOERR:  # what flagperf.worker ends with when it can't write
+        what = f"Rank {rank} couldn't go on writing its journal: the disk is full, or its folder is gone."
+        return Reason("disk_full", what, _DISK_FULL)
     number = -code if code < 0 else code - 128 if 128 < code < 160 else 0  # shells add 128 to the signal's number
     try:
         name = signal.Signals(number)

@@ -65,6 +65,8 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Largest relative difference of two engines' losses, at any step and in validation, for the same seed."""
     timeout: float = 1800.0
     """Seconds a trial may take before it is taken for hung."""
+    telemetry: float = 1.0
+    """Seconds between samples of the machine."""
     region: str = ""
     """What is on the clock, in words."""
 

@@ -68,7 +68,6 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Version."""
     commit: str | None
     launcher: str
-    timeout: float | None
     trials: list[Trial]
     baseline: str
     """Arm the others are compared with."""

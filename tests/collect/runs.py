@@ -61,7 +61,6 @@ def run(trials: Sequence[Trial], name: str = "run", **changes: Any) -> Run:
         "flagperf": "1.0",
         "commit": None,
         "launcher": "local",
-        "timeout": None,
         "trials": list(trials),
         "baseline": "ddp",
     }

@@ -120,7 +120,6 @@ def make_run(
         flagperf="1.0.0",
         commit="0123abc",
         launcher="local",
-        timeout=None,
         trials=planned,
         baseline=baseline or arms[0].name,
     )

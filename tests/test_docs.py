@@ -1,0 +1,84 @@
+"""Documentation tells the truth: every command shown runs, every link leads somewhere, both languages say the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+PAGES = [
+    *("README.md", "README.zh.md", "CONTRIBUTING.md", "docs/architecture.md"),
+    *("docs/measuring.md", "docs/measuring.zh.md"),
+]
+
+
+def commands(page: str) -> list[str]:
+    """Return the `flagperf …` lines of a page's shell blocks, comments left out."""
+    lines = []
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL):
+        lines += [re.sub(r"\s+#.*", "", line) for line in block.splitlines() if line.startswith("flagperf ")]
+    return lines
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_both_languages_show_the_same_commands() -> None:
+    assert commands("README.md") == commands("README.zh.md") != []
+    blocks = [
+        re.findall(r"^    flagperf .*$", (ROOT / f"docs/measuring{x}.md").read_text("utf-8"), re.M) for x in ("", ".zh")
+    ]
+    assert blocks[0] == blocks[1] != []
+
+
+def test_targets_named_in_the_pages_exist() -> None:
+    rules = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page in PAGES:
+        for target in re.findall(r"\bmake ([a-z-]+)", (ROOT / page).read_text("utf-8")):
+            assert target in rules, f"{page} names `make {target}`"
+
+
+def test_make_help_lists_every_target() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert phony
+    for target in phony[1].split():
+        assert re.search(rf"^{target}\s+\S", done.stdout, re.M), target
+
+
+def test_every_word_of_the_glossary_that_is_code_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    for path in re.findall(r"`((?:flagperf|cases|vendors|reports|tests|benchmarks)/[\w./]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    """As they stand, in order, in an empty folder; only the trials are made short by the environment of the case."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    shown = commands("README.md")
+    # `flagperf run --resume` and `--set data.source=synthetic` are named in the text between the blocks.
+    shown.insert(
+        shown.index(next(line for line in shown if line.startswith("flagperf results"))),
+        "flagperf run --resume runs/first",
+    )
+    for line in shown:
+        words = shlex.split(line)
+        if "--trials" in words:  # the real thing, but one short trial an engine: `make bench` runs it in full
+            words[words.index("--trials") + 1] = "1"
+            words += ["--steps", "3", "--warmup", "1", "--set", "protocol.validation=4"]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "runs" / "first" / "report.html").is_file()
