@@ -3,67 +3,13 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from typing import NamedTuple
 
 import torch
 
 from flagperf.context import RankContext
-from flagperf.engine import Batch, TrainingEngine
+from flagperf.engine import Batch, TrainingEngine, TrainingTask
 from flagperf.measure.peak import pulse
 from flagperf.schema.event import Key, Step
-
-
-class AdamW(NamedTuple):
-    """The optimizer all engines use; decay applies to matrices, not to norms."""
-
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    clip: float
-    """Largest global gradient norm."""
-
-
-class TrainingTask(ABC):
-    """What a training case gives to an engine."""
-
-    optimizer: AdamW
-    global_batch: int
-    """Sequences an optimizer step."""
-    sequence_length: int
-    flops_per_token: float
-    """Model FLOPs of training on one token, recomputation not counted."""
-    recompute_factor: float
-    """Hardware FLOPs over model FLOPs when every block is recomputed."""
-
-    @abstractmethod
-    def model(self, *, recompute: bool) -> torch.nn.Module:
-        """Return the model, uninitialised, on torch's default device: `model(tokens, targets)` is the mean loss."""
-
-    @abstractmethod
-    def blocks(self, model: torch.nn.Module) -> list[torch.nn.Module]:
-        """Return the repeated units, in order: what is sharded, recomputed and compiled one by one."""
-
-    @abstractmethod
-    def initial_weight(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """Return the canonical initial value of a parameter: float32, on the host, the same on every rank."""
-
-    @abstractmethod
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-
-    @abstractmethod
-    def batch(self, step: int, first: int, count: int) -> Batch:
-        """Return `count` sequences of the step's global batch from its `first` on, on the host."""
-
-    @abstractmethod
-    def validation(self, first: int, count: int) -> tuple[Batch, int]:
-        """Return held-out sequences and how many bytes of text their targets stand for."""
-
-    @abstractmethod
-    def digest(self, step: int, first: int, count: int) -> int:
-        """Return the sum modulo 2^128 of the digests of these sequences: which tokens, at which place."""
 
 
 def run_training(context: RankContext, task: TrainingTask) -> None:

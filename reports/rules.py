@@ -21,7 +21,7 @@ def rules(group: Group) -> list[Rule]:
     trial, protocol = group.first, group.first.protocol
     seeds = ", ".join(str(seed) for seed in sorted({view.trial.seed for view in group.trials}))
     fields: list[tuple[str, Both]] = [
-        ("region", same(protocol.region or "–")),
+        ("region", Both(protocol.region or "–", protocol.region_zh or protocol.region or "–")),
         ("steps", text("rules.steps_value", warmup=protocol.warmup, steps=protocol.steps)),
         ("trials", text("rules.trials_value", trials=len({view.trial.trial for view in group.trials}))),
         ("seeds", text("rules.seeds_value", seeds=seeds)),

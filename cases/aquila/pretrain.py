@@ -7,42 +7,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from flagperf.case import Case, Progress
-from flagperf.data import DataSettings, NotPrepared, open_tokens, prepare
+from flagperf.data import NotPrepared, open_tokens, prepare
 from flagperf.errors import UsageError
 from flagperf.schema.estimate import Estimate
 from flagperf.schema.trial import Trial
 from flagperf.settings import typed
 
 from . import formulas
-from .config import AquilaConfig
+from .settings import PretrainSettings
 
 if TYPE_CHECKING:
     from flagperf.context import RankContext
-
-
-class OptimizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """AdamW with linear warm-up and a cosine schedule."""
-
-    learning_rate: float
-    """Peak."""
-    minimum_ratio: float
-    """The schedule ends at this share of the peak."""
-    warmup_steps: int
-    schedule_steps: int
-    """Steps until the minimum is reached; a measured run usually ends long before."""
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    clip: float
-
-
-class PretrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that may be set with `--set`."""
-
-    model: AquilaConfig
-    data: DataSettings
-    optimizer: OptimizerSettings
 
 
 class AquilaPretrain(Case):

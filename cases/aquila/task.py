@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +11,14 @@ import torch
 
 from flagperf.data import open_tokens
 from flagperf.data.batches import Batches, sample_digest
-from flagperf.engine import Batch
+from flagperf.engine import AdamW, Batch, TrainingTask
 from flagperf.errors import UsageError
 from flagperf.schema.trial import Trial
-from flagperf.training import AdamW, TrainingTask
 
 from . import formulas
 from .model import Aquila
+from .settings import PretrainSettings
 from .weights import initial_weight
-
-if TYPE_CHECKING:
-    from .pretrain import PretrainSettings
 
 
 class AquilaTask(TrainingTask):

@@ -185,7 +185,8 @@ def _journal(trial: Trial, rank: RankJournal) -> Iterator[Reason]:
         yield Reason(
             "no_journal",
             f"Rank {rank.rank} left no journal.",
-            f"It ended before it wrote {name}, or the file was lost; its stderr in the trial's output may say more.",
+            f"It ended before it wrote {name}, or the file was lost: its stderr in the trial's output may say more. "
+            "If it ran on another node, copy that node's trials/ into this run.",
         )
         return
     headers = [event.value for event in rank.events.get(Key.HEADER, []) if isinstance(event.value, dict)]

@@ -4,8 +4,8 @@
 """
 
 from flagperf.data.cache import DamagedData, cache_root
-from flagperf.data.prepare import Listed, NotPrepared, listing, open_tokens, prepare, verify
-from flagperf.data.settings import Counts, DataSettings, Meta, Prepared, Progress
+from flagperf.data.prepare import Listed, NotPrepared, Prepared, listing, open_tokens, prepare, verify
+from flagperf.data.settings import Counts, DataSettings, Meta, Progress
 
 __all__ = [
     "Counts",

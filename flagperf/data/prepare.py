@@ -6,8 +6,10 @@ import hashlib
 import platform
 import re
 import shlex
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,11 +17,37 @@ from flagperf._version import __version__
 from flagperf.data import cache, recipe
 from flagperf.data.cache import DamagedData, corpora_folder, storage_errors
 from flagperf.data.origins import SYNTHETIC, TOKENIZER_FILE, Origin, origin_of
-from flagperf.data.settings import FORMAT, DataSettings, Meta, Prepared, Progress
+from flagperf.data.settings import FORMAT, DataSettings, Meta, Progress
 from flagperf.data.stream import SPLITS, token_dtype, token_file, write_splits
 from flagperf.errors import FlagPerfError, Unavailable
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
 META_FILE = "meta.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A corpus ready to train on; `train` and `validation` are read-only memory maps of token ids."""
+
+    path: Path
+    meta: Meta
+    train: TokenArray
+    validation: TokenArray
+    tokenizer: Path | None
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """Return [vocab_size] how many bytes of text each token stands for, to turn nats a token into bits a byte.
+
+        The end-of-document token stands for none. Raises FlagPerfError for a source that has no text.
+        """
+        from flagperf.data.tokenizer import token_bytes
+
+        return token_bytes(self.tokenizer, self.meta)
 
 
 class NotPrepared(Unavailable):

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from flagperf.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 # Told the stage and how much of it is done (0 to 1), or None where that isn't known.
 Progress = Callable[[str, float | None], None]
@@ -98,23 +89,3 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def _split(self, split: str) -> dict[str, Counts]:
         return {"train": self.train, "validation": self.validation}[split]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A corpus ready to train on; `train` and `validation` are read-only memory maps of token ids."""
-
-    path: Path
-    meta: Meta
-    train: TokenArray
-    validation: TokenArray
-    tokenizer: Path | None
-
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        """Return [vocab_size] how many bytes of text each token stands for, to turn nats a token into bits a byte.
-
-        The end-of-document token stands for none. Raises FlagPerfError for a source that has no text.
-        """
-        from flagperf.data.tokenizer import token_bytes
-
-        return token_bytes(self.tokenizer, self.meta)

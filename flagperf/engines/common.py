@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from flagperf.engine import Batch, StepOutput, TrainingEngine
-from flagperf.training import AdamW, TrainingTask
+from flagperf.engine import AdamW, Batch, StepOutput, TrainingEngine, TrainingTask
 
 
 class TorchEngine(TrainingEngine):

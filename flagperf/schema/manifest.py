@@ -69,6 +69,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds between samples of the machine."""
     region: str = ""
     """What is on the clock, in words."""
+    region_zh: str = ""
 
 
 class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

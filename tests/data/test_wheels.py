@@ -14,7 +14,7 @@ import pytest
 
 from flagperf.data import DataSettings, prepare, recipe, verify
 from flagperf.data.docstrings import docstrings
-from flagperf.data.settings import Prepared
+from flagperf.data.prepare import Prepared
 from flagperf.data.wheels import find_or_fetch
 from flagperf.errors import FlagPerfError, Unavailable
 
