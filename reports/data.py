@@ -91,7 +91,7 @@ class RunView:
 def load(folder: Path, index: int = 0, progress: Progress | None = None) -> RunView:
     """Read a run; raise FlagPerfError for a folder that is none."""
     run = read_run(folder)
-    harness = read_harness(folder / "harness.journal")
+    harness = read_harness(folder)
     views: list[TrialView] = []
     for number, trial in enumerate(run.trials):
         if progress is not None:

@@ -278,8 +278,26 @@ def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
         yield path, x
 
 
-def read_harness(path: Path) -> HarnessJournal:
-    """Read the harness's journal of a run; a missing one is an empty one."""
+def read_harness(run_dir: Path) -> HarnessJournal:
+    """Read the harness's journals of a run, one a node; a missing one is an empty one.
+
+    A trial that ended badly on any node ended badly; the environment is the first node's.
+    """
+    whole = HarnessJournal()
+    for node in map(_read_node, sorted(run_dir.glob("harness*.journal"))):
+        for trial, outcome in node.outcomes.items():
+            known = whole.outcomes.get(trial)
+            if known is None or (known.status == "finished" and outcome.status != "finished"):
+                whole.outcomes[trial] = outcome
+        whole.started |= node.started
+        whole.environments = node.environments | whole.environments
+        whole.prepared = node.prepared | whole.prepared
+        whole.interrupted = whole.interrupted or node.interrupted
+        whole.flaws.update(node.flaws)
+    return whole
+
+
+def _read_node(path: Path) -> HarnessJournal:
     harness = HarnessJournal()
     reader = Reader(path)
     try:

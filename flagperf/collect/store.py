@@ -259,7 +259,7 @@ def _read(run_dir: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
     from flagperf.collect.trials import read_trial
 
     run = read_run(run_dir)
-    harness = read_harness(run_dir / "harness.journal")
+    harness = read_harness(run_dir)
     parts: dict[str, list[dict[str, npt.NDArray[Any]]]] = {"steps": [], "telemetry": []}
     results = []
     for trial in run.trials:

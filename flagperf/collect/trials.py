@@ -41,7 +41,7 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
     `harness` is the run's own journal where it has been read already.
     """
     if harness is None:
-        harness = read_harness(run_dir / "harness.journal")
+        harness = read_harness(run_dir)
     folder = run_dir / "trials" / trial.id
     trial = _as_launched(folder / "trial.json", trial)
     ranks = [read_rank(folder / f"rank{rank}.journal", rank) for rank in range(trial.ranks)]

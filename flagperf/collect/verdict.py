@@ -146,6 +146,14 @@ def _outcome(trial: Trial, outcome: Outcome | None, harness: HarnessJournal) -> 
     for code, pattern, what, hint in _CAUSES:
         if code != "peer_lost" and outcome.status != "finished" and pattern.search(outcome.stderr_tail):
             yield Reason(code, f"The trial {what}, as its output says.", hint)
+    limits = harness.environments.get(trial.id, {}).get("before", {}).get("limits")
+    space = number(limits.get("as")) if isinstance(limits, dict) else None
+    if outcome.status == "failed" and space is not None:
+        yield Reason(
+            "resource_limit",
+            f"The trial failed under a limit of {space / 2**20:,.0f} MiB on memory addresses (`ulimit -v`).",
+            "Ranks need several GiB of addresses, far more than memory: take the limit away, and use --memory-limit.",
+        )
     if outcome.status not in ("finished", "timeout", "interrupted", "not started"):
         last = outcome.message or next(iter(reversed(outcome.stderr_tail.strip().splitlines())), "")
         yield Reason("failed", f"The launcher says the trial {outcome.status}{f': {last}' if last else ''}.", resume)

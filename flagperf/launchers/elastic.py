@@ -9,11 +9,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from flagperf.processes import die_with_parent
 from flagperf.schema.trial import RankExit, Trial
+
+_MEETING = 120
+"""Seconds that nodes wait for one another."""
 
 
 def main() -> int:
@@ -34,10 +38,7 @@ def main() -> int:
         max_nodes=options.nodes,
         nproc_per_node=options.ranks,
         run_id=trial.id,
-        rdzv_backend="c10d",
-        rdzv_endpoint=options.rdzv,
-        # Said, not guessed from host names: two nodes may share one, and then neither would serve the store.
-        rdzv_configs={"is_host": options.node_rank == 0, "timeout": 120},
+        **_rendezvous(options),
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(output), redirects=Std.ALL),
     )
@@ -59,13 +60,21 @@ def main() -> int:
     return 0
 
 
+def _rendezvous(options: argparse.Namespace) -> dict[str, Any]:
+    """Return how nodes meet: one alone at a free port; several at a fixed address, ranks in the order of the nodes."""
+    if options.nodes == 1:
+        return {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "rdzv_configs": {"is_host": True}}
+    where = {"rank": options.node_rank, "timeout": _MEETING}
+    return {"rdzv_backend": "static", "rdzv_endpoint": options.rdzv, "rdzv_configs": where}
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trial", type=Path)
     parser.add_argument("--ranks", type=int, required=True, help="on this node")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--node-rank", type=int, default=0)
-    parser.add_argument("--rdzv", default="127.0.0.1:0", help="HOST:PORT of the first node")
+    parser.add_argument("--rdzv", default="", help="HOST:PORT of the first node, if there are several")
     parser.add_argument("--exits", type=int, help="file descriptor that takes the ranks' exits as JSON")
     return parser.parse_args()
 
