@@ -41,4 +41,4 @@ class Case(ABC):
 
     @abstractmethod
     def run(self, context: RankContext) -> None:
-        """Do the work of one rank and journal it. The process group is up; errors propagate."""
+        """Do the work of one rank and journal it; errors propagate."""

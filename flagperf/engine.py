@@ -82,8 +82,8 @@ class TrainingTask(ABC):
         """Return held-out sequences and how many bytes of text their targets stand for."""
 
     @abstractmethod
-    def digest(self, step: int, first: int, count: int) -> int:
-        """Return the sum modulo 2^128 of the digests of these sequences: which tokens, at which place."""
+    def digest(self, step: int, first: int, batch: Batch) -> int:
+        """Return the sum of the digests of a batch's sequences on the host: which tokens, at which place."""
 
 
 class TrainingEngine(ABC):

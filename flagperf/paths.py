@@ -9,7 +9,7 @@ from pathlib import Path
 def cache() -> Path:
     """Return the user's cache directory for FlagPerf; FLAGPERF_CACHE overrides it."""
     if override := os.environ.get("FLAGPERF_CACHE"):
-        return Path(override)
+        return Path(override).expanduser().absolute()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("flagperf"))

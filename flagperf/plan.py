@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -129,25 +130,24 @@ def choose_vendor(name: str, registries: Registries) -> Vendor:
                 usable.remedy or "`flagperf devices` shows what this machine has.",
             )
         return vendor
-    candidates = [registries.vendors.load(other)(registries.vendors.get(other)) for other in _loadable(registries)]
-    usable_ones = [vendor for vendor in candidates if vendor.availability().available]
+    usable_ones = _usable(registries)
     accelerators = [vendor for vendor in usable_ones if vendor.manifest.device_type != "cpu"]
     for vendor in accelerators or usable_ones:
         return vendor
     raise UsageError("No vendor can be used here.", "`flagperf doctor` says why.")
 
 
-def _loadable(registries: Registries) -> list[str]:
-    """Vendors whose adapters can be imported: a broken one must not keep the others from being found."""
-    names = []
-    for name in registries.vendors.names():
+def _usable(registries: Registries) -> list[Vendor]:
+    """Vendors whose devices can be used; an adapter that fails must not keep the others from being found."""
+    found = []
+    for manifest in registries.vendors.all():
         try:
-            registries.vendors.load(name)
-        except Exception as error:
-            registries.vendors.broken[name] = str(error)
-            continue
-        names.append(name)
-    return names
+            vendor: Vendor = registries.vendors.load(manifest.name)(manifest)
+            if vendor.availability().available:
+                found.append(vendor)
+        except Exception as error:  # an adapter may raise anything
+            registries.vendors.broken[manifest.name] = f"{type(error).__name__}: {error}"
+    return found
 
 
 def _trials(
@@ -182,6 +182,7 @@ def _trials(
             settings=settings,
             metrics=manifest.metrics,
             threads=vendor.threads(local),
+            rated_flops=vendor.manifest.rated.get(dtype),
             memory_limit=options.memory_limit,
             plugins=options.plugins,
         )
@@ -234,6 +235,8 @@ def _protocol(manifest: CaseManifest, preset: Preset, options: Options) -> Proto
     named = {key: getattr(options, key) for key in ("trials", "steps", "warmup", "seed", "timeout")}
     over = {key: value for key, value in named.items() if value is not None}
     asked = options.settings.get("protocol", {})
+    if not isinstance(asked, dict):
+        raise UsageError("protocol is a group of settings.", "For example --set protocol.global_batch=16")
     whole = {**msgspec.to_builtins(manifest.protocol), **preset.protocol, **asked, **over}
     try:
         protocol = msgspec.convert(whole, Protocol)
@@ -244,12 +247,17 @@ def _protocol(manifest: CaseManifest, preset: Preset, options: Options) -> Proto
         raise UsageError(f"The protocol can't be used: {error}") from None
     if not 0.01 <= protocol.telemetry <= 3600:
         raise UsageError(f"protocol.telemetry is {protocol.telemetry}; it is 0.01 to 3600 seconds.")
-    for key, least in {"warmup": 1, "steps": 1, "trials": 1, "global_batch": 1, "validation": 1}.items():
+    for key, least in {"warmup": 2, "steps": 1, "trials": 1, "global_batch": 1, "validation": 1, "seed": 0}.items():
         if getattr(protocol, key) < least:
             raise UsageError(
                 f"{key} is {getattr(protocol, key)}; it must be at least {least}.",
-                "Memory is observed on the last warm-up step, so one is needed." if key == "warmup" else "",
+                "Memory is observed on the last warm-up step, when the optimizer's state has been made by another."
+                if key == "warmup"
+                else "",
             )
+    for key in ("minimum_effect", "loss_band", "timeout"):
+        if not 0 < getattr(protocol, key) < math.inf:
+            raise UsageError(f"{key} is {getattr(protocol, key)}; it must be a number above 0.")
     return protocol
 
 
@@ -257,8 +265,11 @@ def _check_ranks(ranks: int, vendor: Vendor, options: Options) -> None:
     nodes = options.nodes
     if ranks < 1 or ranks % nodes.count:
         raise UsageError(f"{ranks} ranks can't be spread evenly over {nodes.count} nodes.")
-    if nodes.count > 1 and not nodes.rendezvous:
-        raise UsageError("--nodes needs --rdzv HOST:PORT, an address of the first node.")
+    host, _, port = nodes.rendezvous.rpartition(":")
+    if nodes.count > 1 and not (host and port.isdigit() and 0 < int(port) < 65536):
+        raise UsageError(
+            "--nodes needs --rdzv HOST:PORT, an address of the first node.", "For example --rdzv node0:29500"
+        )
     if not 0 <= nodes.index < nodes.count:
         raise UsageError(f"--node-rank is {nodes.index}; with {nodes.count} nodes it is 0 to {nodes.count - 1}.")
     here, slots = ranks // nodes.count, vendor.slots()

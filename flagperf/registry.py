@@ -88,20 +88,21 @@ class Registry(Generic[M]):
 
     def _scan(self) -> dict[str, tuple[M, Found]]:
         if self._found is None:
-            self._found = {}
+            known: dict[str, tuple[M, Found]] = {}
             for found in self._manifests():
                 try:
                     manifest = msgspec.convert(tomllib.loads(found.path.read_text("utf-8")), self.manifest)
                 except (OSError, ValueError) as error:  # TOML and validation errors are ValueErrors
                     self.broken[str(found.path)] = str(error)
                     continue
-                if manifest.name in self._found:
-                    first = self._found[manifest.name][1].path
+                if manifest.name in known:
+                    first = known[manifest.name][1].path
                     raise PluginError(
                         f"Two {self.kind}s are called {manifest.name!r}: {first} and {found.path}",
                         "Rename one, or leave its folder out.",
                     )
-                self._found[manifest.name] = (manifest, found)
+                known[manifest.name] = (manifest, found)
+            self._found = known
         return self._found
 
     def _manifests(self) -> Iterator[Found]:
@@ -109,7 +110,10 @@ class Registry(Generic[M]):
         for base in home.__path__:
             yield from _in_folder(Path(base), self.home)
         for entry in importlib.metadata.entry_points(group=f"flagperf.{self.kind}s"):
-            spec = importlib.util.find_spec(entry.value)
+            try:
+                spec = importlib.util.find_spec(entry.value)
+            except (ImportError, ValueError):  # the package it is in is gone, or fails to import
+                spec = None
             if spec is None or not spec.submodule_search_locations:
                 self.broken[entry.value] = f"the entry point {entry.name!r} names no package that can be found"
                 continue

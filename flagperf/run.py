@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from flagperf.launchers import Launcher
 from flagperf.measure.environment import snapshot
 from flagperf.measure.peak import measured_peak
 from flagperf.registry import Registries
-from flagperf.schema.event import PREFIX, Key
+from flagperf.schema.event import PREFIX, Key, Step
 from flagperf.schema.result import Result
 from flagperf.schema.trial import Nodes, Outcome, Run, Trial
 
@@ -60,12 +60,13 @@ def execute(
     Without `keep_going` it stops after the first invalid one. Raises KeyboardInterrupt again after cleaning up, and
     FlagPerfError for what makes further trials pointless; results so far can be read from the folder in any case.
     """
-    with _locked(folder, nodes), _disk_errors(folder), _termination_is_interrupt():
+    with _disk_errors(folder), _locked(folder, nodes), _termination_is_interrupt():
         if nodes.index == 0 or not (folder / "run.json").exists():  # on a shared file system node 0's is everyone's
             _write(folder / "run.json", run)
         launcher: Launcher = registries.launchers.load(run.launcher)(nodes)
-        name = "harness.journal" if nodes.index == 0 else f"harness{nodes.index}.journal"
-        with Journal(folder / name, {"role": "harness", "run": run.id, "node": nodes.index}) as journal:
+        with Journal(
+            folder / f"harness{nodes.suffix}.journal", {"role": "harness", "run": run.id, "node": nodes.index}
+        ) as journal:
             try:
                 pending = [trial for trial in run.trials if not _done(folder, run, trial)]
                 facts = _prepare(pending, registries, watcher)
@@ -114,7 +115,8 @@ def _done(folder: Path, run: Run, trial: Trial) -> bool:
     if read_trial(folder, run, trial).result.verdict == "valid":
         return True
     attempt = sum(1 for _ in place.parent.glob(f"{trial.id}.attempt*")) + 1
-    place.rename(place.with_name(f"{trial.id}.attempt{attempt}"))
+    with suppress(FileNotFoundError):  # another node that shares the folder was first
+        place.rename(place.with_name(f"{trial.id}.attempt{attempt}"))
     return False
 
 
@@ -145,14 +147,14 @@ def _launch(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     place = folder / "trials" / trial.id
     place.mkdir(parents=True, exist_ok=True)
-    _write(place / "trial.json", trial)
+    _write(place / f"trial{launcher.nodes.suffix}.json", trial)
     vendor = registries.vendors.get(trial.vendor)
     environment = {**vendor.environment, "OMP_NUM_THREADS": str(trial.threads)}
     progress = _Progress(place / "rank0.journal", trial, watcher)
     began = time.monotonic()
     _environment(journal, trial, "before", folder)
     try:
-        with _telemetry(place / "telemetry.journal", trial):
+        with _telemetry(place / f"telemetry{launcher.nodes.suffix}.journal", trial):
             outcome = launcher.launch(trial, place, environment, trial.protocol.timeout, progress.look)
     except KeyboardInterrupt:
         outcome = Outcome(status="interrupted", seconds=time.monotonic() - began)
@@ -170,6 +172,8 @@ def _environment(journal: Journal, trial: Trial, when: str, folder: Path) -> Non
 @contextmanager
 def _telemetry(path: Path, trial: Trial) -> Iterator[None]:
     """Sample the machine in a process of its own while the body runs."""
+    log = path.parent / "output" / "telemetry.log"
+    log.parent.mkdir(exist_ok=True)
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "flagperf.measure.telemetry", "--out", str(path)),
@@ -178,7 +182,7 @@ def _telemetry(path: Path, trial: Trial) -> Iterator[None]:
         ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=log.open("wb"),
         env={**os.environ, "FLAGPERF_PARENT": str(os.getpid())},
         start_new_session=True,
     )
@@ -191,6 +195,10 @@ def _telemetry(path: Path, trial: Trial) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+class _StepLine(msgspec.Struct):
+    value: Step
 
 
 class _Progress:
@@ -214,15 +222,15 @@ class _Progress:
         steps = [line for line in whole.splitlines() if b'"key":"step"' in line]
         if steps:
             self.done += len(steps)
-            last = msgspec.json.decode(steps[-1][len(PREFIX) :])["value"]
-            self.watcher.step(self.done, self.planned, last["loss"], last["tokens"] / last["seconds"])
+            with suppress(msgspec.DecodeError):  # a torn line: the collector will say so, this only shows progress
+                last = msgspec.json.decode(steps[-1][len(PREFIX) :], type=_StepLine).value
+                self.watcher.step(self.done, self.planned, last.loss, last.tokens / max(last.seconds, 1e-9))
 
 
 @contextmanager
 def _locked(folder: Path, nodes: Nodes) -> Iterator[None]:
     """Hold the folder's lock: two runs into one folder would mix their journals."""
-    name = ".lock" if nodes.index == 0 else f".lock{nodes.index}"
-    with (folder / name).open("w") as file:
+    with (folder / f".lock{nodes.suffix}").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -242,6 +250,11 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             raise FlagPerfError(
                 f"The disk with {folder} is full.",
                 f"Free some space and go on with `flagperf run --resume {folder}`, or choose another --out.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            raise FlagPerfError(
+                f"Can't write in {folder}: {error.strerror} ({error.filename}).",
+                "Make the folder writable, or start a new run with another --out.",
             ) from error
         raise
 
@@ -265,6 +278,6 @@ def _termination_is_interrupt() -> Iterator[None]:
 
 def _write(path: Path, value: msgspec.Struct) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     temporary.replace(path)

@@ -7,6 +7,7 @@ import time
 import torch
 
 from flagperf.context import RankContext
+from flagperf.data.batches import combine, fingerprint_text
 from flagperf.engine import Batch, TrainingEngine, TrainingTask
 from flagperf.measure.peak import pulse
 from flagperf.schema.event import Key, Step
@@ -56,9 +57,8 @@ def train(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> N
                 _barrier()
                 previous = time.perf_counter_ns()
             asked = time.perf_counter_ns()
-            batches = [
-                _to_device(task.batch(step, first + start, micro), runtime.device) for start in range(0, share, micro)
-            ]
+            hosted = [task.batch(step, first + start, micro) for start in range(0, share, micro)]
+            batches = [_to_device(batch, runtime.device) for batch in hosted]
             ready = time.perf_counter_ns()
             rate = task.learning_rate(step)
             with allocation.observing(step == protocol.warmup - 1):
@@ -79,8 +79,8 @@ def train(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> N
                     leader=engine.leader,
                 ),
             )
-            if engine.leader:
-                digest += task.digest(step, first, share)
+            if engine.leader:  # of the very tensors the engine was given
+                digest += sum(task.digest(step, first + i * micro, batch) for i, batch in enumerate(hosted))
             if step == 0:
                 journal.write(Key.FIRST_STEP, {"seconds": _process_age()})
             previous = now
@@ -90,7 +90,7 @@ def train(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> N
     _pulse(context, "after")
     if engine.leader:
         samples = share * (protocol.warmup + protocol.steps)
-        journal.write(Key.TOKENS, {"fingerprint": f"{digest % 2**128:032x}", "samples": samples})
+        journal.write(Key.TOKENS, {"fingerprint": fingerprint_text(combine([digest])), "samples": samples})
 
 
 def _validate(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> None:

@@ -77,7 +77,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         words = shlex.split(line)
         if "--trials" in words:  # the real thing, but one short trial an engine: `make bench` runs it in full
             words[words.index("--trials") + 1] = "1"
-            words += ["--steps", "3", "--warmup", "1", "--set", "protocol.validation=4"]
+            words += ["--steps", "3", "--warmup", "2", "--set", "protocol.validation=4"]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     assert (tmp_path / "report.html").is_file()

@@ -70,10 +70,11 @@ class AquilaTask(TrainingTask):
         windows = self.held_out[first : first + count]
         return _batch(windows), 0 if self.token_bytes is None else int(self.token_bytes[windows[:, 1:]].sum())
 
-    def digest(self, step: int, first: int, count: int) -> int:
+    def digest(self, step: int, first: int, batch: Batch) -> int:
         """Return the sum of the sequences' digests."""
+        whole = torch.cat([batch.tokens, batch.targets[:, -1:]], dim=1).numpy()
         number = step * self.global_batch + first
-        return sum(sample_digest(number + i, self.batches.sample(step, first + i)) for i in range(count))
+        return sum(sample_digest(number + i, sequence) for i, sequence in enumerate(whole))
 
 
 def _batch(windows: npt.NDArray[np.int64]) -> Batch:

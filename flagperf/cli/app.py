@@ -75,7 +75,7 @@ def run_app() -> int:
         return 130
     except BrokenPipeError:  # the reader of our output went away, which is its right
         sys.stderr.close()
-        return 0
+        return 1
     return 0
 
 

@@ -53,7 +53,9 @@ def _row(trial: Trial, run: Run, registries: Registries, nodes: Nodes) -> dict[s
     estimate = registries.cases.load(trial.case)(trial).estimate()
     steps = trial.protocol.warmup + trial.protocol.steps
     flops = estimate.flops_per_token * estimate.tokens_per_step * steps
-    peak = known_peak(trial.vendor, trial.dtype, trial.threads, trial.ranks // nodes.count)
+    peak = known_peak(
+        trial.vendor, trial.dtype, trial.threads, trial.ranks // nodes.count, [Path(p) for p in trial.plugins]
+    )
     named = ("id", "case", "preset", "vendor", "engine", "ranks", "threads", "dtype", "seed", "trial")
     return {
         **{key: getattr(trial, key) for key in named},

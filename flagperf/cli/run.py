@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(
+    context: typer.Context,
     cases: Annotated[
         list[str] | None, typer.Argument(metavar="CASE…", help="As `flagperf list cases` names them.")
     ] = None,
@@ -53,7 +54,7 @@ def run(
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Finish a run; its valid trials are kept.")] = None,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Go on after an invalid trial.")] = False,
     timeout: Annotated[float | None, typer.Option(help="Seconds a trial may take.", show_default="the case's")] = None,
-    memory_limit: Annotated[float | None, typer.Option(help="MiB a rank may allocate.")] = None,
+    memory_limit: Annotated[float | None, typer.Option(min=1, help="MiB a rank may allocate.")] = None,
     oversubscribe: Annotated[
         bool, typer.Option("--oversubscribe", help="Allow more ranks than devices or cores.")
     ] = False,
@@ -75,7 +76,6 @@ def run(
 
     from flagperf import plan as planning
     from flagperf import run as running
-    from flagperf.collect.runs import read_run
     from flagperf.errors import UsageError
     from flagperf.schema.trial import Nodes
     from flagperf.settings import merged, parse_assignment
@@ -83,9 +83,7 @@ def run(
     registries = common.registries()
     where = Nodes(count=nodes, index=node_rank, rendezvous=rdzv)
     if resume is not None:
-        if cases:
-            raise UsageError("--resume goes on with a run's own cases; give no others with it.")
-        planned, folder = read_run(resume), resume
+        planned, folder = _resumed(resume, context), resume
     else:
         if not cases:
             raise UsageError(
@@ -112,12 +110,13 @@ def run(
             plugins=[str(folder) for folder in common.plugins()],
             baseline=baseline,
         )
-        planned = planning.plan(options, registries, commit=_commit())
-        if dry_run:
-            from flagperf.cli import preview
+        planned, folder = planning.plan(options, registries, commit=_commit()), None
+    if dry_run:
+        from flagperf.cli import preview
 
-            preview.show(planned, registries, where, json=json)
-            return
+        preview.show(planned, registries, where, json=json)
+        return
+    if folder is None:
         folder = running.new_folder(out, planned, where)
 
     from flagperf.cli.watch import Terminal
@@ -128,7 +127,13 @@ def run(
             running.execute(planned, folder, registries, terminal, nodes=where, keep_going=keep_going)
         except (KeyboardInterrupt, Exception) as caught:  # told below, after what was measured
             error = caught
-    output = _collect(folder, planned)
+    try:
+        output = _collect(folder, planned)
+    except Exception as failed:
+        if error is None:
+            raise
+        common.err().print(f"What was measured is in {folder}, but can't be read now: {failed}", markup=False)
+        raise error from None
     if json:
         common.print_json(output)
     else:
@@ -146,6 +151,31 @@ def run(
     if any(result.verdict == "invalid" for result in output.results) or len(output.results) < len(planned.trials):
         common.err().print(f"Not all trials are valid. Try again with: {again}", soft_wrap=True)
         raise typer.Exit(1)
+
+
+_WITH_RESUME = {"resume", "keep_going", "timeout", "dry_run", "json", "launcher", "nodes", "node_rank", "rdzv"}
+"""Options that mean something when a run is resumed; all others were settled when it was planned."""
+
+
+def _resumed(folder: Path, context: typer.Context) -> Run:
+    """Return the plan of a run that is to be finished; refuse options that would change it, but for the timeout."""
+    import msgspec
+
+    from flagperf.collect.runs import read_run
+    from flagperf.errors import UsageError
+
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]  # type: ignore[union-attr]
+    if refused := [name.strip("_").replace("_", "-") for name in given if name not in _WITH_RESUME]:
+        raise UsageError(
+            f"--resume goes on with a run as it was planned; {', '.join(refused)} can't be changed.",
+            "Start a new run for that. With --resume go --timeout, --keep-going, --dry-run and --json.",
+        )
+    run = read_run(folder)
+    timeout = context.params["timeout"]
+    if timeout is None:
+        return run
+    replace = msgspec.structs.replace
+    return replace(run, trials=[replace(t, protocol=replace(t.protocol, timeout=timeout)) for t in run.trials])
 
 
 def _collect(folder: Path, run: Run) -> RunOutput:

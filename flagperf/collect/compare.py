@@ -88,7 +88,8 @@ def _groups(results: Iterable[Result]) -> dict[tuple[Any, ...], Group]:
     """Return arms by what must be alike for a comparison."""
     groups: dict[tuple[Any, ...], Group] = {}
     for result in results:
-        key = (result.case, result.preset, result.vendor, result.dtype, result.ranks)
+        workload = result.facts.get("workload")
+        key = (result.case, result.preset, result.vendor, result.dtype, result.ranks, workload)
         groups.setdefault(key, {}).setdefault((result.engine, result.layout), []).append(result)
     return groups
 
@@ -283,6 +284,15 @@ def _environments(candidates: Sequence[Result], baselines: Sequence[Result]) -> 
         sides = [sorted({facts.get(name, "unknown") for facts in arm}) for arm in seen]
         if all(sides) and sides[0] != sides[1]:
             differences.append(f"{name} {' and '.join(sides[0])} against {' and '.join(sides[1])}")
+    repeated = sum(_fact(result, "attempts", 1) > 1 for arm in (candidates, baselines) for result in arm)
+    if repeated:
+        what = f"{repeated} trials were run again later, by --resume, so they weren't measured beside their pair."
+        hint = "Drift of the machine may not cancel; a run that wasn't interrupted is surer."
+        return [Reason("resumed", what, hint), *_differing(differences)]
+    return _differing(differences)
+
+
+def _differing(differences: Sequence[str]) -> list[Reason]:
     if not differences:
         return []
     what = f"The environments differ: {'; '.join(differences)}."

@@ -284,7 +284,7 @@ def read_harness(run_dir: Path) -> HarnessJournal:
     A trial that ended badly on any node ended badly; the environment is the first node's.
     """
     whole = HarnessJournal()
-    for node in map(_read_node, sorted(run_dir.glob("harness*.journal"))):
+    for node in map(_read_node, sorted(run_dir.glob("harness*.journal"), key=lambda path: (len(path.name), path.name))):
         for trial, outcome in node.outcomes.items():
             known = whole.outcomes.get(trial)
             if known is None or (known.status == "finished" and outcome.status != "finished"):

@@ -24,7 +24,7 @@ class Window:
     """The measured steps that every rank has, reduced over ranks."""
 
     seconds: Floats
-    """Of the slowest rank, a step."""
+    """From the end of one step on its last rank to the end of the next; the ranks begin together."""
     data_seconds: Floats
     """Of the rank that waited longest, a step."""
     compute_seconds: Floats
@@ -58,7 +58,9 @@ def window(ranks: Sequence[RankJournal]) -> Window | None:
         loss = np.where(shares > 0, losses * shares, 0.0).sum(axis=0) / tokens
     first = aligned[0]
     return Window(
-        seconds=seconds.max(axis=0),
+        # A step ends when its last rank does. The slowest rank of each step by itself would count jitter between
+        # neighbouring steps every time, and more steps than there was time.
+        seconds=np.diff(seconds.cumsum(axis=1).max(axis=0), prepend=0.0),
         data_seconds=waits.max(axis=0),
         compute_seconds=(seconds - waits).max(axis=0),
         tokens=tokens,
@@ -208,7 +210,7 @@ def energy(telemetry: Telemetry, start_ns: float, stop_ns: float) -> float | Non
     and then there is no figure: half a machine's energy would be taken for the whole.
     """
     total = 0.0
-    sensors = sorted({name for name in telemetry.sensor if name.startswith("energy.")})
+    sensors = sorted({name for name in telemetry.sensor if name.startswith("energy_joules.")})
     for sensor in sensors:
         times, counted = telemetry.series(sensor)
         if len(times) < 2 or times[0] > start_ns or times[-1] < stop_ns or (np.diff(counted) < 0).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,17 @@ def _facts(trial: Trial, ranks: Sequence[RankJournal]) -> dict[str, Any]:
         "peak_flops_per_rank": (peak / trial.ranks) if (peak := peak_flops(trial, ranks)) else None,
         "allocated_source": str(memory.get("allocated_source") or ""),
         "threads": trial.threads,
+        "workload": workload(trial),
         "loss_band": trial.protocol.loss_band,
         "minimum_effect": trial.protocol.minimum_effect,
     }
+
+
+def workload(trial: Trial) -> str:
+    """Return a digest of what a trial's settings make of its case: results with different ones aren't comparable."""
+    protocol = trial.protocol
+    size = (protocol.warmup, protocol.steps, protocol.global_batch, protocol.validation)
+    return hashlib.sha256(msgspec.json.encode((trial.settings, size), order="deterministic")).hexdigest()[:16]
 
 
 def fingerprint(ranks: Sequence[RankJournal]) -> str | None:

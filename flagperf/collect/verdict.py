@@ -303,6 +303,14 @@ def notes(
                 "They are counted; medians bear them.",
             )
         )
+    if not telemetry.cost and any(rank.succeeded for rank in ranks):
+        found.append(
+            Reason(
+                "no_telemetry",
+                "Telemetry didn't come to its end: its curves stop early, or are missing.",
+                "What it printed is in the trial's output/telemetry.log.",
+            )
+        )
     missed, failed = number(telemetry.cost.get("missed")), number(telemetry.cost.get("failed"))
     if missed or failed:
         found.append(

@@ -3,7 +3,7 @@
 `flagperf.data.batches` has what a training loop reads it by.
 """
 
-from flagperf.data.cache import DamagedData, cache_root
+from flagperf.data.cache import DamagedData
 from flagperf.data.prepare import Listed, NotPrepared, Prepared, listing, open_tokens, prepare, verify
 from flagperf.data.settings import Counts, DataSettings, Meta, Progress
 
@@ -16,7 +16,6 @@ __all__ = [
     "NotPrepared",
     "Prepared",
     "Progress",
-    "cache_root",
     "listing",
     "open_tokens",
     "prepare",

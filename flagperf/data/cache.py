@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 
+from flagperf import paths
 from flagperf.data.settings import Progress
 from flagperf.errors import FlagPerfError
 
@@ -26,18 +27,9 @@ class DamagedData(FlagPerfError):
     """A prepared corpus isn't what it was when it was made."""
 
 
-def cache_root() -> Path:
-    """Return the folder of the cache: $FLAGPERF_CACHE, else the user's cache directory of this system."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser().absolute()
-    import platformdirs
-
-    return platformdirs.user_cache_path("flagperf", appauthor=False)
-
-
 def corpora_folder() -> Path:
     """Return the folder that has one sub-folder a prepared corpus."""
-    return cache_root() / "data"
+    return paths.cache() / "data"
 
 
 def sha256_of(path: Path) -> str:
@@ -52,7 +44,7 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        root = cache_root()
+        root = paths.cache()
         elsewhere = f"Or set {CACHE_VARIABLE} to a folder elsewhere."
         where = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from flagperf import paths
 from flagperf.data import megatron, recipe, text, tokenizer
-from flagperf.data.cache import FileHashes, cache_root
+from flagperf.data.cache import FileHashes
 from flagperf.data.docstrings import wheel_documents
 from flagperf.data.settings import END_OF_DOCUMENT_ID, DataSettings, Progress
 from flagperf.data.stream import Piece, Stream, Text, interleave
@@ -167,7 +168,7 @@ def _identity(kind: str, settings: DataSettings, **more: str | int | float) -> d
 def _content(path: Path, files: list[Path], named: bool = True) -> str:
     """Return the SHA-256 over the files' names (under `path`) and hashes, remembered while they don't change."""
     memo = (
-        cache_root() / "inputs" / f"{hashlib.sha256(str(files[0].parent / path.name).encode()).hexdigest()[:16]}.json"
+        paths.cache() / "inputs" / f"{hashlib.sha256(str(files[0].parent / path.name).encode()).hexdigest()[:16]}.json"
     )
     hashes = FileHashes(memo)
     digest = hashlib.sha256()

@@ -8,7 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from flagperf.data.cache import cache_root, sha256_of
+from flagperf import paths
+from flagperf.data.cache import sha256_of
 from flagperf.data.recipe import Source
 from flagperf.data.settings import Progress
 from flagperf.errors import FlagPerfError, Unavailable
@@ -23,7 +24,7 @@ def find_or_fetch(source: Source, workspace: Path, report: Progress) -> Path:
     of `workspace`, a folder in the cache's filesystem, so that only a whole, checked wheel appears there.
     Raises Unavailable when pip can't, FlagPerfError when the bytes are others than the recipe's.
     """
-    kept = cache_root() / "wheels"
+    kept = paths.cache() / "wheels"
     folders = [kept]
     if given := os.environ.get(WHEELS_VARIABLE):
         folders.insert(0, Path(given).expanduser())

@@ -23,7 +23,7 @@ class Launcher(ABC):
     def launch(
         self, trial: Trial, folder: Path, environment: dict[str, str], timeout: float, tick: Callable[[], None]
     ) -> Outcome:
-        """Run a trial whose `trial.json` stands in `folder`, and return how it ended; leave no process behind.
+        """Run a trial whose `trial{nodes.suffix}.json` is in `folder`; return how it ended, leave no process behind.
 
         `tick` is called about once a second while ranks work; the caller otherwise sleeps. `environment` is added to
         the ranks'. KeyboardInterrupt ends the ranks and is raised again.

@@ -38,7 +38,7 @@ class Local(Launcher):
         """Return the agent's command line."""
         here = trial.ranks // self.nodes.count
         return [
-            *(sys.executable, "-m", "flagperf.launchers.elastic", str(folder / "trial.json")),
+            *(sys.executable, "-m", "flagperf.launchers.elastic", str(folder / f"trial{self.nodes.suffix}.json")),
             *("--ranks", str(here), "--nodes", str(self.nodes.count), "--node-rank", str(self.nodes.index)),
             *(("--rdzv", self.nodes.rendezvous) if self.nodes.rendezvous else ()),
         ]

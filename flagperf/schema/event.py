@@ -33,7 +33,7 @@ class Key:
     HEADER = "journal"  # {schema, trial, rank, world_size, host, pid}; always a journal's first line
     INIT_START, INIT_STOP = "init_start", "init_stop"
     RUN_START, RUN_STOP = "run_start", "run_stop"
-    BUILD = "build"  # {seconds, parameters, layout, ...}: the engine has built the model
+    BUILD = "build"  # {seconds, flops_per_token, hfu_factor, layout, facts}: the engine has built the model
     FIRST_STEP = "first_step"  # {seconds}: since the rank's process was started
     STEP = "step"  # see Step
     EVAL = "eval_accuracy"  # {loss, tokens, bytes, seconds, step}

@@ -111,6 +111,9 @@ class VendorManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=
     """Environment variable that limits which devices a process sees."""
     plugin: str = ""
     """Module to import so that torch knows the device; empty where torch has it."""
+    rated: dict[str, float] = {}
+    """The maker's dense peak by dtype, FLOP/s a device, where an honest data sheet has one."""
+    rated_source: str = ""
     environment: dict[str, str] = {}
     """Set for every rank, each with its reason in the adapter's README."""
 

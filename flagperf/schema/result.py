@@ -42,7 +42,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[Reason] = []
     """What doesn't make it invalid but must be seen: a noisy machine, a torn journal line."""
     facts: dict[str, Any] = {}
-    """What was run, beyond the options: parameters, tokens' fingerprint, peak used, package versions."""
+    """What was run, beyond the options: tokens' fingerprint, peak used, package versions, a digest of the settings."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):

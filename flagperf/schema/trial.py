@@ -19,6 +19,11 @@ class Nodes(msgspec.Struct, frozen=True, kw_only=True):
     rendezvous: str = ""
     """HOST:PORT of the first node; empty on a single one."""
 
+    @property
+    def suffix(self) -> str:
+        """What this node's own files have in their names, so that nodes can share a folder: nothing on the first."""
+        return f"-node{self.index}" if self.index else ""
+
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One case × preset × vendor × engine × layout × seed, run once in fresh processes. All a rank needs to know."""
@@ -51,7 +56,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def arm(self) -> str:
-        """What is compared: the engine, with its layout where one was asked for."""
+        """What is compared: the engine with its layout."""
         return f"{self.engine}:{self.layout}" if str(self.layout) else self.engine
 
 

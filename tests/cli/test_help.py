@@ -37,6 +37,8 @@ def test_the_help_lists_the_commands() -> None:
         (["run", "aquila/pretrain", "--set", "model.dim"], "key=value"),
         (["run", "aquila/pretrain", "--layout", "zeor=2"], "Did you mean 'zero'?"),
         (["run", "--resume", "/nowhere"], "/nowhere"),
+        (["run", "--resume", ".", "--engine", "ddp", "--set", "a=b"], "engine, set can't be changed"),
+        (["run", "aquila/pretrain", "--memory-limit", "0"], "memory-limit"),
         (["show", "aquila"], "aquila/pretrain"),
         (["list", "everything"], "everything"),
         (["compare"], "RUN"),

@@ -182,10 +182,10 @@ def write_trial(folder: Path, each: Trial, harness: Journal, outcome: Outcome | 
     harness.write(Key.TRIAL_START, {"id": each.id, "prepared": {"tokens": 1000}})
     harness.write(Key.ENVIRONMENT, {"trial": each.id, "when": "before", **environment()})
     with Journal(place / "telemetry.journal", {"role": "telemetry"}) as telemetry:
-        telemetry.write(Key.TELEMETRY, {"tick": 1, "cpu_percent": 50.0, "energy": {"package-0": 0.0}})
+        telemetry.write(Key.TELEMETRY, {"tick": 1, "cpu_percent": 50.0, "energy_joules": {"package-0": 0.0}})
         for rank in range(each.ranks):
             write_rank(folder, each, rank, **options)
-        telemetry.write(Key.TELEMETRY, {"tick": 2, "cpu_percent": 60.0, "energy": {"package-0": 12.0}})
+        telemetry.write(Key.TELEMETRY, {"tick": 2, "cpu_percent": 60.0, "energy_joules": {"package-0": 12.0}})
         cost = {"cpu_seconds": 0.02, "wall_seconds": 10.0, "samples": 2, "missed": 0, "failed": 0}
         telemetry.write(Key.TELEMETRY_COST, cost)
     harness.write(Key.ENVIRONMENT, {"trial": each.id, "when": "after", **environment()})

@@ -54,7 +54,7 @@ def test_tables(folder: Path, plan: Run) -> None:
     time = record.result.metrics["step_time"]
     assert store.sql(query).fetchall() == [(time.value, 10, "s")]
     assert store.sql("SELECT count(*) FROM results WHERE verdict = 'invalid' AND metric IS NULL").fetchall() == [(1,)]
-    assert set(store.frame("telemetry")["sensor"]) == {"tick", "cpu_percent", "energy.package-0"}
+    assert set(store.frame("telemetry")["sensor"]) == {"tick", "cpu_percent", "energy_joules.package-0"}
     assert list(store.frame("results").columns) == list(TABLES["results"])
     curves = store.curves()
     assert curves["run", "000-ddp"] == {step: pytest.approx(runs.loss_of(TRIALS[0], step)) for step in range(12)}

@@ -83,8 +83,9 @@ def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
     assert max(abs(a - b) for a, b in zip(plain, compiled, strict=True)) < 1e-3
 
 
-def test_two_nodes_meet_on_one_machine(tmp_path: Path) -> None:
-    """Two harnesses, as on two hosts that share a file system: one rank each, one model."""
+@pytest.mark.parametrize("shared", [True, False], ids=["one folder", "two folders"])
+def test_two_nodes_meet_on_one_machine(tmp_path: Path, shared: bool) -> None:
+    """Two harnesses, as on two hosts, with a file system in common or without: one rank each, one model."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -92,10 +93,15 @@ def test_two_nodes_meet_on_one_machine(tmp_path: Path) -> None:
         *("run", "aquila/pretrain", *TINY, "--engine", "ddp", "--ranks", "2", "--trials", "1", "--nodes", "2"),
         *("--rdzv", f"127.0.0.1:{port}", "--json"),
     )
-    nodes = [
-        started(*options, "--node-rank", str(index), "--out", str(tmp_path / f"node{index}")) for index in range(2)
-    ]
+    folders = [tmp_path / f"node{0 if shared else index}" for index in range(2)]
+    nodes = [started(*options, "--node-rank", str(index), "--out", str(folders[index])) for index in range(2)]
     ends = [node.communicate(timeout=200) for node in nodes]
+    if shared:
+        assert "Traceback" not in ends[0][1] + ends[1][1]
+        shown = flagperf("results", str(folders[0]), "--json")
+        assert shown.returncode == 0, shown.stdout
+        assert json.loads(shown.stdout)["results"][0]["verdict"] == "valid"
+        return
     for index, (_, err) in enumerate(ends):
         # Each node has the journals of its own ranks alone, and says so rather than call that a result.
         assert f"Rank {1 - index} left no journal" in err and "another node" in err, err
