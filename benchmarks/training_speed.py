@@ -22,13 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from flagperf.cases.aquila.config import AquilaConfig
 from flagperf.cases.aquila.formulas import parameters, training_flops_per_token
 from flagperf.cases.aquila.model import Aquila
+from flagperf.cases.aquila.settings import PretrainSettings
 from flagperf.cases.aquila.weights import fill
+from flagperf.plan import Options, alone
+from flagperf.registry import Registries
+from flagperf.settings import typed
 
-CONFIG = AquilaConfig(dim=384, layers=10, heads=6, vocab_size=8192, seq_len=256, rotary="half")
-SEQUENCES = 16
+PRESET = alone("aquila/pretrain", Options(cases=["aquila/pretrain"], preset="mini", engines=[]), Registries())
+CONFIG = typed(PRESET.settings, PretrainSettings).model
+SEQUENCES = PRESET.protocol.global_batch
 WARM_UP = 3
 GEMM_SIZE = 2048
 RESAMPLES = 10_000

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import TINY, flagperf, started
 
@@ -113,3 +117,26 @@ def test_two_nodes_meet_on_one_machine(tmp_path: Path, shared: bool) -> None:
     shown = flagperf("results", str(tmp_path / "node0"), "--json")
     assert shown.returncode == 0, shown.stdout
     assert json.loads(shown.stdout)["results"][0]["verdict"] == "valid"
+
+
+def test_every_engine_gathers_the_canonical_weights(tmp_path: Path) -> None:
+    """Before the first step they are the case's initial ones, checked in each rank; after three they agree."""
+    assert flagperf("data", "prepare", "synthetic", "--vocab-size", "512", "--tokens", "65536").returncode == 0
+    for engine in ("ddp", "fsdp"):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+                *(str(Path(__file__).with_name("gather.py")), engine, str(tmp_path)),
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    ddp, fsdp, before = (np.load(tmp_path / f"{name}.npz") for name in ("ddp", "fsdp", "ddp-before"))
+    assert set(ddp.files) == set(fsdp.files)
+    assert sum(ddp[name].size for name in ddp.files) > 100_000
+    for name in ddp.files:
+        np.testing.assert_allclose(ddp[name], fsdp[name], atol=1e-5, err_msg=name)
+    assert any(np.abs(ddp[name] - before[name]).max() > 1e-4 for name in ddp.files)  # they have moved
