@@ -68,7 +68,7 @@ def execute(
             folder / f"harness{nodes.suffix}.journal", {"role": "harness", "run": run.id, "node": nodes.index}
         ) as journal:
             try:
-                pending = [trial for trial in run.trials if not _done(folder, run, trial)]
+                pending = [trial for trial in run.trials if not _done(folder, run, trial, nodes)]
                 facts = _prepare(pending, registries, watcher)
                 for number, trial in enumerate(run.trials, 1):
                     if trial not in pending:
@@ -94,7 +94,9 @@ def new_folder(out: Path | None, run: Run, nodes: Nodes) -> Path:
     folder = out or Path("runs") / run.id
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if nodes.index == 0 and any(folder.glob("[!.]*")):
+        # Of several nodes that share a folder another may have been first; only the first node's own files count.
+        own = "harness.journal" if nodes.count > 1 else "[!.]*"
+        if nodes.index == 0 and any(folder.glob(own)):
             raise UsageError(
                 f"{folder} isn't empty.",
                 f"Give another folder with --out, or go on with what is there by --resume {folder}.",
@@ -107,16 +109,15 @@ def new_folder(out: Path | None, run: Run, nodes: Nodes) -> Path:
     return folder
 
 
-def _done(folder: Path, run: Run, trial: Trial) -> bool:
+def _done(folder: Path, run: Run, trial: Trial, nodes: Nodes) -> bool:
     """Whether a trial has a valid result; what is left of an invalid attempt is put aside."""
     place = folder / "trials" / trial.id
-    if not place.exists():
+    if not place.exists() or nodes.count > 1:  # then it may be there because another node has begun
         return False
     if read_trial(folder, run, trial).result.verdict == "valid":
         return True
     attempt = sum(1 for _ in place.parent.glob(f"{trial.id}.attempt*")) + 1
-    with suppress(FileNotFoundError):  # another node that shares the folder was first
-        place.rename(place.with_name(f"{trial.id}.attempt{attempt}"))
+    place.rename(place.with_name(f"{trial.id}.attempt{attempt}"))
     return False
 
 

@@ -153,7 +153,7 @@ def run(
         raise typer.Exit(1)
 
 
-_WITH_RESUME = {"resume", "keep_going", "timeout", "dry_run", "json", "launcher", "nodes", "node_rank", "rdzv"}
+_WITH_RESUME = {"resume", "keep_going", "timeout", "dry_run", "json", "nodes"}
 """Options that mean something when a run is resumed; all others were settled when it was planned."""
 
 
@@ -170,6 +170,8 @@ def _resumed(folder: Path, context: typer.Context) -> Run:
             f"--resume goes on with a run as it was planned; {', '.join(refused)} can't be changed.",
             "Start a new run for that. With --resume go --timeout, --keep-going, --dry-run and --json.",
         )
+    if context.params["nodes"] > 1:
+        raise UsageError("A run over several nodes can't be resumed.", "Start it again with another --out.")
     run = read_run(folder)
     timeout = context.params["timeout"]
     if timeout is None:

@@ -244,7 +244,7 @@ def plugins(tmp_path: Path) -> Path:
     (cases / "broken.toml").write_text(
         'name = "broken/case"\nkind = "training"\ntitle = "Broken"\nsummary = "-"\nentry = ".broken:Broken"\n'
         'metrics = ["step_time"]\ndtypes = ["fp32"]\n'
-        "[protocol]\nwarmup = 1\nsteps = 1\ntrials = 1\nseed = 1\nvalidation = 1\nglobal_batch = 1\n"
+        "[protocol]\nwarmup = 2\nsteps = 1\ntrials = 1\nseed = 1\nvalidation = 1\nglobal_batch = 1\n"
         '[presets.tiny]\nsummary = "-"\n'
     )
     return tmp_path / "mine"
