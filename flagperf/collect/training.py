@@ -28,7 +28,7 @@ class Window:
     data_seconds: Floats
     """Of the rank that waited longest, a step."""
     compute_seconds: Floats
-    """Of the rank that took longest without its wait for data, a step."""
+    """Of a step, without the longest wait of a rank for its data."""
     tokens: Floats
     """Of the global batch, a step."""
     loss: Floats
@@ -57,12 +57,14 @@ def window(ranks: Sequence[RankJournal]) -> Window | None:
     with np.errstate(invalid="ignore", divide="ignore"):
         loss = np.where(shares > 0, losses * shares, 0.0).sum(axis=0) / tokens
     first = aligned[0]
+    # A step ends when its last rank does. The slowest rank of each step by itself would count jitter between
+    # neighbouring steps every time, and more steps than there was time.
+    whole = np.diff(seconds.cumsum(axis=1).max(axis=0), prepend=0.0)
+    waited = waits.max(axis=0)
     return Window(
-        # A step ends when its last rank does. The slowest rank of each step by itself would count jitter between
-        # neighbouring steps every time, and more steps than there was time.
-        seconds=np.diff(seconds.cumsum(axis=1).max(axis=0), prepend=0.0),
-        data_seconds=waits.max(axis=0),
-        compute_seconds=(seconds - waits).max(axis=0),
+        seconds=whole,
+        data_seconds=waited,
+        compute_seconds=np.maximum(whole - waited, 0.0),
         tokens=tokens,
         loss=loss,
         step=common.astype(np.float64),

@@ -57,7 +57,8 @@ def test_a_good_trial(tmp_path: Path) -> None:
     assert values["time_to_first_step"] == 4.0
     assert values["p_train"] == pytest.approx(40 / sum(slowest))
     assert values["p_whole"] == pytest.approx(40 / (sum(slowest) + 0.2))
-    assert values["p_core"] == pytest.approx(40 / (each.max(axis=0).sum() - 10 * 0.001))
+    assert values["p_core"] == pytest.approx(40 / (sum(slowest) - 10 * 0.001))
+    assert values["p_whole"] < values["p_train"] < values["p_core"]
     assert values["memory_peak_allocated"] == 101
     assert values["memory_pss"] == 400
     assert values["loss_final"] == pytest.approx(runs.loss_of(trial, 11))
