@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,15 @@ from flagperf.schema.trial import Trial
 from flagperf.statistics import quantile_interval
 
 _MIB = 2**20
+_QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
+_REDUCTIONS: dict[str, Callable[[Floats], float]] = {
+    "median": np.median,
+    "mean": np.mean,
+    "sum": np.sum,
+    "max": np.max,
+    "min": np.min,
+    "last": lambda series: series[-1],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +108,11 @@ def training_metrics(
     values: dict[str, MetricValue] = {}
     if steps is not None:
         _speed(values, trial, ranks, steps)
-        finite = np.isfinite(steps.loss[-1:])
-        if finite.all():
-            _put(values, "loss_final", steps.loss[-1])
+        _put(values, "loss_final", _over_steps("loss_final", steps.loss)[0])
         _energy(values, steps, telemetry)
     first = [x for rank in ranks for x in rank.numbers(Key.FIRST_STEP, "seconds")]
     if first:
-        _put(values, "time_to_first_step", max(first), n=len(first))
+        _put(values, "time_to_first_step", _over_ranks("time_to_first_step", first), n=len(first))
     _memory(values, ranks)
     _validation(values, ranks)
     pulses = machine_speeds(ranks)
@@ -129,22 +136,33 @@ def _put(
     )
 
 
+def _over_steps(name: str, series: Floats) -> tuple[float, int, tuple[float, float] | None]:
+    """Return what a metric's declaration makes of its samples, their number, and the interval where there is one."""
+    how = metric(name).over_steps
+    if how in _QUANTILES:
+        q = _QUANTILES[how]
+        return float(np.quantile(series, q)), len(series), quantile_interval(series, q)
+    return float(_REDUCTIONS[how](series)), len(series), None
+
+
+def _over_ranks(name: str, amounts: Sequence[float]) -> float:
+    """Return what a metric's declaration makes of the ranks' figures."""
+    return float(_REDUCTIONS[metric(name).over_ranks](np.asarray(amounts)))
+
+
 def _speed(values: dict[str, MetricValue], trial: Trial, ranks: Sequence[RankJournal], steps: Window) -> None:
     n = len(steps.seconds)
-    median = float(np.median(steps.seconds))
     if not (np.isfinite(steps.seconds) & (steps.seconds > 0)).all():
         return  # the verdict says so
-    interval = quantile_interval(steps.seconds)
-    _put(values, "step_time", median, n, interval)
-    for q, name in ((0.9, "step_time_p90"), (0.99, "step_time_p99")):
-        _put(values, name, float(np.quantile(steps.seconds, q)), n, quantile_interval(steps.seconds, q))
-    _put(values, "data_wait", float(np.median(steps.data_seconds)), n, quantile_interval(steps.data_seconds))
-
+    for name in ("step_time", "step_time_p90", "step_time_p99"):
+        _put(values, name, *_over_steps(name, steps.seconds))
+    _put(values, "data_wait", *_over_steps("data_wait", steps.data_seconds))
     tokens = float(np.median(steps.tokens))
-    rates = (tokens / interval[1], tokens / interval[0]) if interval else None
 
     def rate(name: str, factor: float) -> None:
-        _put(values, name, factor * tokens / median, n, (factor * rates[0], factor * rates[1]) if rates else None)
+        seconds, _, interval = _over_steps(name, steps.seconds)
+        bounds = (factor * tokens / interval[1], factor * tokens / interval[0]) if interval else None
+        _put(values, name, factor * tokens / seconds, n, bounds)
 
     rate("tokens_per_second", 1.0)
     rate("tokens_per_second_per_device", 1 / trial.ranks)
@@ -179,8 +197,7 @@ def _memory(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> Non
         amounts = [x for memory in last if (x := number(memory.get(source))) is not None]
         # A rank that doesn't tell may be the largest: then there is no answer.
         if amounts and len(amounts) == len(ranks):
-            whole = sum(amounts) if metric(name).over_ranks == "sum" else max(amounts)
-            _put(values, name, whole / _MIB, n=len(amounts))
+            _put(values, name, _over_ranks(name, amounts) / _MIB, n=len(amounts))
 
 
 def _validation(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> None:

@@ -7,11 +7,11 @@ from typing import Literal
 import msgspec
 
 Direction = Literal["higher", "lower", "none"]
-Reduction = Literal["median", "mean", "sum", "max", "min", "last"]
+Reduction = Literal["median", "p90", "p99", "mean", "sum", "max", "min", "last"]
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A declared metric. `over_*` say how raw samples become one number a trial, and trials one number a result."""
+    """A declared metric. `over_*` say how raw samples become one number a trial; over trials the median is taken."""
 
     name: str
     unit: str
@@ -23,7 +23,6 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     group: Literal["speed", "memory", "accuracy", "energy", "harness"]
     over_steps: Reduction = "last"
     over_ranks: Reduction = "max"
-    over_trials: Reduction = "median"
     compared: bool = False
     """Whether comparisons show it by default."""
 

@@ -19,6 +19,7 @@ from flagperf.collect.journals import Telemetry
 from flagperf.collect.training import energy
 from flagperf.collect.trials import TrialRecord, read_trial
 from flagperf.journal import Journal
+from flagperf.metrics import catalogue
 from flagperf.schema.event import PREFIX, Key
 from flagperf.schema.result import Reason
 from flagperf.schema.trial import Outcome, RankExit, Trial
@@ -78,6 +79,26 @@ def test_a_good_trial(tmp_path: Path) -> None:
     assert facts["prepared"] == {"tokens": 1000}
     assert facts["environment"]["packages"] == {"torch": "2.9.0"}
     assert list(record.ranks[1].steps.step) == list(range(12))
+
+
+def test_the_declaration_is_what_reduces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = runs.trial()
+    before = read(tmp_path / "a", trial).result.metrics
+    declared = dict(catalogue())
+    for name, over in (
+        ("step_time", "max"),
+        ("tokens_per_second", "max"),
+        ("step_time_p90", "min"),
+        ("loss_final", "mean"),
+    ):
+        declared[name] = msgspec.structs.replace(declared[name], over_steps=over)
+    declared["memory_pss"] = msgspec.structs.replace(declared["memory_pss"], over_ranks="max")
+    monkeypatch.setattr("flagperf.metrics.catalogue", lambda: declared)
+    after = read(tmp_path / "b", trial).result.metrics
+    assert after["step_time_p90"].value < before["step_time"].value < after["step_time"].value
+    assert after["tokens_per_second"].value == pytest.approx(1024 / after["step_time"].value)
+    assert after["loss_final"].value > before["loss_final"].value  # the mean of a loss that falls
+    assert after["memory_pss"].value == before["memory_pss"].value / 2
 
 
 def test_the_peak_is_the_largest_seen(tmp_path: Path) -> None:
