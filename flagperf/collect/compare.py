@@ -72,7 +72,7 @@ def compare_runs(
     if not found:
         raise UsageError(
             "The two runs have nothing in common to compare.",
-            "They need the same case, preset, vendor, dtype, ranks, engine and layout; or name an engine as baseline.",
+            "They need the same case, preset, settings, vendor, dtype, ranks, engine and layout; or name an engine.",
         )
     return found
 
@@ -85,11 +85,11 @@ def labels(arms: Iterable[ArmKey]) -> list[str]:
 
 
 def _groups(results: Iterable[Result]) -> dict[tuple[Any, ...], Group]:
-    """Return arms by what must be alike for a comparison."""
+    """Return arms by what must be alike for a comparison, the settings changed with --set included."""
     groups: dict[tuple[Any, ...], Group] = {}
     for result in results:
-        workload = result.facts.get("workload")
-        key = (result.case, result.preset, result.vendor, result.dtype, result.ranks, workload)
+        settings = result.facts.get("settings_digest")
+        key = (result.case, result.preset, result.vendor, result.dtype, result.ranks, settings)
         groups.setdefault(key, {}).setdefault((result.engine, result.layout), []).append(result)
     return groups
 

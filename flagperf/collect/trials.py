@@ -97,13 +97,13 @@ def _facts(trial: Trial, ranks: Sequence[RankJournal]) -> dict[str, Any]:
         "peak_flops_per_rank": (peak / trial.ranks) if (peak := peak_flops(trial, ranks)) else None,
         "allocated_source": str(memory.get("allocated_source") or ""),
         "threads": trial.threads,
-        "workload": workload(trial),
+        "settings_digest": settings_digest(trial),
         "loss_band": trial.protocol.loss_band,
         "minimum_effect": trial.protocol.minimum_effect,
     }
 
 
-def workload(trial: Trial) -> str:
+def settings_digest(trial: Trial) -> str:
     """Return a digest of what a trial's settings make of its case: results with different ones aren't comparable."""
     protocol = trial.protocol
     size = (protocol.warmup, protocol.steps, protocol.global_batch, protocol.validation)
