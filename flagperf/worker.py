@@ -34,7 +34,7 @@ def main() -> int:
         header = {"role": "rank", "trial": trial.id, "rank": rank, "world_size": world}
         with Journal(spec.parent / f"rank{rank}.journal", header) as journal:
             try:
-                _run(trial, rank, world, journal)
+                _run(trial, journal)
             except Exception as error:
                 trace = traceback.format_exc()
                 print(trace, file=sys.stderr, flush=True)
@@ -52,24 +52,28 @@ def main() -> int:
     return 0
 
 
-def _run(trial: Trial, rank: int, world: int, journal: Journal) -> None:
+def _run(trial: Trial, journal: Journal) -> None:
     journal.write(Key.INIT_START)
     journal.write("seed", trial.seed)
+    context = rank_context(trial, journal)
+    context.registries.cases.load(trial.case)(trial).run(context)
+
+
+def rank_context(trial: Trial, journal: Journal) -> RankContext:
+    """Return this rank's place in the trial, by the environment that torch elastic gave it, and open its device."""
     local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     registries = Registries([Path(folder) for folder in trial.plugins])
     vendor = registries.vendors.load(trial.vendor)(registries.vendors.get(trial.vendor))
-    case = registries.cases.load(trial.case)(trial)
-    context = RankContext(
+    return RankContext(
         trial=trial,
-        rank=rank,
-        world_size=world,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
         local_rank=local_rank,
         local_ranks=local_ranks,
         runtime=vendor.runtime(local_rank, local_ranks, trial.threads),
         journal=journal,
         registries=registries,
     )
-    case.run(context)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import numpy as np
 
 from flagperf.cases.aquila.settings import PretrainSettings
 from flagperf.cases.aquila.task import AquilaTask
-from flagperf.context import RankContext
 from flagperf.journal import Journal
 from flagperf.plan import Options, plan
 from flagperf.registry import Registries
 from flagperf.settings import typed
+from flagperf.worker import rank_context
 
 SETTINGS = {
     "data": {"source": "synthetic", "vocab_size": 512, "tokens": 65536},
@@ -28,25 +28,12 @@ SETTINGS = {
 
 def main(engine_name: str, folder: Path) -> None:
     """Train three steps and let rank 0 write what was gathered."""
-    registries = Registries()
-    trial = plan(
-        Options(cases=["aquila/pretrain"], engines=[engine_name], ranks=2, settings=SETTINGS), registries
-    ).trials[0]
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    vendor = registries.vendors.load("cpu")(registries.vendors.get("cpu"))
-    with Journal(folder / f"{engine_name}-{rank}.journal", {}) as journal:
-        context = RankContext(
-            trial=trial,
-            rank=rank,
-            world_size=world,
-            local_rank=rank,
-            local_ranks=world,
-            runtime=vendor.runtime(rank, world, 1),
-            journal=journal,
-            registries=registries,
-        )
+    options = Options(cases=["aquila/pretrain"], engines=[engine_name], ranks=2, settings=SETTINGS)
+    trial = plan(options, Registries()).trials[0]
+    with Journal(folder / f"{engine_name}-{os.environ['RANK']}.journal", {}) as journal:
+        context = rank_context(trial, journal)
         task = AquilaTask(typed(trial.settings, PretrainSettings), trial)
-        engine = registries.engines.load(trial.engine)(context)
+        engine = context.registries.engines.load(trial.engine)(context)
         engine.start()
         engine.build(task)
         before = {name: weight.numpy().copy() for name, weight in engine.weights()}
@@ -56,7 +43,7 @@ def main(engine_name: str, folder: Path) -> None:
         for step in range(3):
             engine.step([task.batch(step, engine.data_rank * share, share)], 1e-3)
         after = {name: weight.numpy() for name, weight in engine.weights()}
-        if rank == 0:
+        if context.rank == 0:
             np.savez(folder / engine_name, **after)
             np.savez(folder / f"{engine_name}-before", **before)
         engine.close()
