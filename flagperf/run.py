@@ -175,18 +175,21 @@ def _telemetry(path: Path, trial: Trial) -> Iterator[None]:
     """Sample the machine in a process of its own while the body runs."""
     log = path.parent / "output" / "telemetry.log"
     log.parent.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "flagperf.measure.telemetry", "--out", str(path)),
-            *("--parent", str(os.getpid()), "--vendor", trial.vendor, "--interval", str(trial.protocol.telemetry)),
-            *(part for folder in trial.plugins for part in ("--plugins", folder)),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=log.open("wb"),
-        env={**os.environ, "FLAGPERF_PARENT": str(os.getpid())},
-        start_new_session=True,
-    )
+    command = [
+        *(sys.executable, "-m", "flagperf.measure.telemetry", "--out", str(path)),
+        *("--parent", str(os.getpid()), "--vendor", trial.vendor, "--interval", str(trial.protocol.telemetry)),
+        *(part for folder in trial.plugins for part in ("--plugins", folder)),
+    ]
+    environment = {**os.environ, "FLAGPERF_PARENT": str(os.getpid())}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+        )
     try:
         yield
     finally:
@@ -280,5 +283,8 @@ def _termination_is_interrupt() -> Iterator[None]:
 def _write(path: Path, value: msgspec.Struct) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """The vendor contract: all that the harness asks of a chip maker's stack.
 
 An adapter is a folder with a manifest (`*.toml`, see `VendorManifest`) and an entry class derived from `Vendor`.
-The methods above the line may be called anywhere, must be quick, and never import torch or start a vendor runtime.
-Those of `Runtime` are called in a rank.
+The methods of `Vendor` may be called anywhere, must be quick, and never import torch or start a vendor's runtime,
+but for `runtime`; that one and what it returns belong to a rank.
 """
 
 from __future__ import annotations

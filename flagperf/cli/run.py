@@ -149,7 +149,8 @@ def run(
     if where.index == 0:
         _report(folder)
     if any(result.verdict == "invalid" for result in output.results) or len(output.results) < len(planned.trials):
-        common.err().print(f"Not all trials are valid. Try again with: {again}", soft_wrap=True)
+        way = f"Try again with: {again}" if nodes == 1 else "Put the nodes' trials/ together, if they share no folder."
+        common.err().print(f"Not all trials are valid. {way}", soft_wrap=True)
         raise typer.Exit(1)
 
 

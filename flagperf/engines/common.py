@@ -40,9 +40,9 @@ class TorchEngine(TrainingEngine):
 
     def precision(self) -> AbstractContextManager[object]:
         """Return the context in which the model computes: bf16 by autocast, weights and optimizer state in fp32."""
-        if self.context.trial.dtype == "fp32":
-            return nullcontext()
-        return torch.autocast(self.context.runtime.device.type, getattr(torch, _TORCH[self.context.trial.dtype]))
+        if self.context.trial.dtype == "bf16":
+            return torch.autocast(self.context.runtime.device.type, torch.bfloat16)
+        return nullcontext()
 
     def step(self, batches: Sequence[Batch], learning_rate: float) -> StepOutput:
         """Take one optimizer step."""
@@ -72,9 +72,6 @@ class TorchEngine(TrainingEngine):
         for name, parameter in self.plain.named_parameters():
             full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
             yield name, full.detach().float().cpu()
-
-
-_TORCH = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def adamw(model: torch.nn.Module, settings: AdamW) -> torch.optim.Optimizer:
