@@ -39,20 +39,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    measured = []
+    measured, growth = [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         measure(Path(folder) / "warm-up", 2000)  # imports, page cache, allocator
-        for events in options.events:
-            measured.append(measure(Path(folder) / str(events), events))
-    growth = [
-        {
-            "from": before["events"],
-            "to": after["events"],
-            "events": after["events"] / before["events"],
-            **{stage: after[stage] / before[stage] for stage in STAGES},
-        }
-        for before, after in itertools.pairwise(measured)
-    ]
+        for shorter, longer in itertools.pairwise(options.events):
+            # The shorter one before and after the longer one, so that a machine that gets slower wrongs neither.
+            lengths = enumerate((shorter, longer, shorter))
+            rounds = [measure(Path(folder) / f"{number}-{events}", events) for number, events in lengths]
+            times = {stage: rounds[1][stage] / ((rounds[0][stage] + rounds[2][stage]) / 2) for stage in STAGES}
+            growth.append({"from": shorter, "to": longer, "events": longer / shorter, **times})
+            measured += rounds
     if options.json:
         print(json.dumps({"unit": "s", "measured": measured, "growth": growth}, indent=2))
         return
