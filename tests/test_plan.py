@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagperf.errors import UnknownName, UsageError
-from flagperf.plan import Options, parse_arms, plan
+from flagperf.plan import Options, choose_vendor, parse_arms, plan
 from flagperf.registry import Registries
 from flagperf.schema.layout import Layout
 from flagperf.schema.trial import Nodes
@@ -124,3 +125,22 @@ def test_an_unknown_name_lists_the_good_ones() -> None:
     with pytest.raises(UnknownName) as error:
         planned(engines=["nccl"])
     assert "ddp, fsdp, single" in error.value.hint
+
+
+@pytest.mark.parametrize("where", ["import", "constructor", "availability"])
+def test_a_broken_adapter_doesnt_keep_auto_from_the_cpu(tmp_path: Path, where: str) -> None:
+    code = {
+        "import": "raise RuntimeError('broken')\n",
+        "constructor": "class V:\n    def __init__(self, manifest): raise RuntimeError('broken')\n",
+        "availability": "class V:\n    def __init__(self, manifest): self.manifest = manifest\n"
+        "    def availability(self): raise RuntimeError('broken')\n",
+    }
+    adapter = tmp_path / "vendors" / "aaa"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter.py").write_text(code[where])
+    (adapter / "aaa.toml").write_text(
+        'name = "aaa"\ntitle = "A"\nsummary = "-"\nentry = ".adapter:V"\ndevice_type = "aaa"\nbackend = "aaa"\n'
+    )
+    registries = Registries([tmp_path])
+    assert choose_vendor("auto", registries).name == "cpu"
+    assert "broken" in registries.vendors.broken["aaa"]

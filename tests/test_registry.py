@@ -111,3 +111,25 @@ def test_two_folders_of_one_name_dont_hide_each_other(tmp_path: Path) -> None:
     registries = Registries([first, second])
     assert registries.engines.load("first").place == "first"
     assert registries.engines.load("second").place == "second"
+
+
+@pytest.mark.parametrize("target", ["gone_package.engines", "gone_package", "not a name", "json"])
+def test_an_entry_point_that_leads_nowhere_breaks_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    info = tmp_path / "somebodys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[flagperf.engines]\ntheirs = {target}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Registries().engines
+    assert "ddp" in registry.names()
+    if target != "json":  # a package, if one without manifests
+        assert target in registry.broken
+
+
+def test_after_a_clash_of_names_nothing_is_half_known(tmp_path: Path) -> None:
+    registries = Registries([folder(tmp_path, "ddp", ENGINE)])
+    for _ in range(2):
+        with pytest.raises(PluginError):
+            registries.engines.names()

@@ -94,6 +94,8 @@ def test_a_run_and_what_reads_it(finished_run: tuple[Path, dict[str, Any]], tmp_
 @pytest.mark.slow
 def test_resuming_a_finished_run_measures_nothing_again(finished_run: tuple[Path, dict[str, Any]]) -> None:
     folder, output = finished_run
+    shown = flagperf("run", "--resume", str(folder), "--timeout", "77", "--dry-run", "--json")
+    assert {trial["protocol"]["timeout"] for trial in json.loads(shown.stdout)["plan"]["trials"]} == {77.0}
     before = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/*.journal")}
     done = flagperf("run", "--resume", str(folder), "--json")
     assert done.returncode == 0, done.stderr

@@ -208,3 +208,18 @@ def test_from_journals(tmp_path: Path) -> None:
     assert verdicts["tokens_per_second"] == verdicts["step_time"] == "worse"
     assert verdicts["memory_peak_rss"] == verdicts["loss_final"] == verdicts["loss_validation"] == "equivalent"
     assert all(row.notes == [] for row in rows)
+
+
+def test_other_settings_are_another_thing() -> None:
+    """`--set model.layers=8` makes another model of the same preset: its speed says nothing about the engine."""
+    results = both(facts={"settings_digest": "other"})
+    assert compare(results, "ddp") == []
+    with pytest.raises(UsageError, match="nothing in common"):
+        compare_runs(results[3:], [result("fsdp", trial) for trial in range(3)])
+
+
+def test_trials_that_were_run_again_later_are_told() -> None:
+    row = of(compare(both(facts={"attempts": 2}), "ddp"), "step_time")
+    assert "resumed" in codes(row)
+    assert "3 trials" in next(note.message for note in row.notes if note.code == "resumed")
+    assert "resumed" not in codes(of(compare(both(facts={"attempts": 1}), "ddp"), "step_time"))

@@ -101,6 +101,20 @@ def test_the_declaration_is_what_reduces(tmp_path: Path, monkeypatch: pytest.Mon
     assert after["memory_pss"].value == before["memory_pss"].value / 2
 
 
+@pytest.mark.parametrize("left", ["nothing", "a beginning"])
+def test_telemetry_that_died_is_told(tmp_path: Path, left: str) -> None:
+    trial = runs.trial()
+    assert read(tmp_path, trial).result.notes == []
+    journal = tmp_path / "trials" / trial.id / "telemetry.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:2]))
+    if left == "nothing":
+        journal.unlink()
+    result = read_trial(tmp_path, runs.run([trial]), trial).result
+    assert result.verdict == "valid"
+    assert [note.code for note in result.notes] == ["no_telemetry"]
+
+
 def test_the_peak_is_the_largest_seen(tmp_path: Path) -> None:
     record = read(tmp_path, runs.trial(), pulses=(8e9, 7.5e9))
     assert record.result.facts["peak_flops_per_rank"] == 8e9

@@ -31,6 +31,16 @@ def losses(run: Path, trial: str) -> list[float]:
     return [sum(column) / len(column) for column in zip(*ranks, strict=True)]
 
 
+def gradient_norms(run: Path, trial: str) -> list[float]:
+    """Return rank 0's global gradient norm before clipping, at each step; ranks must all have the same."""
+    ranks = [
+        [event.value["gradient_norm"] for event in Reader(path) if event.key == "step"]
+        for path in sorted((run / "trials" / trial).glob("rank*.journal"))
+    ]
+    assert ranks[0] == pytest.approx(ranks[-1], rel=1e-6)
+    return ranks[0]
+
+
 def fingerprint(run: Path, trial: str) -> int:
     """Return the sum of the ranks' token fingerprints."""
     total = 0
@@ -52,6 +62,9 @@ def test_ddp_and_fsdp_have_the_same_losses_over_the_first_30_steps(tmp_path: Pat
     ddp, fsdp = losses(tmp_path / "run", "000-ddp"), losses(tmp_path / "run", "001-fsdp")
     assert len(ddp) == 30
     assert max(abs(a - b) for a, b in zip(ddp, fsdp, strict=True)) < 1e-3
+    norms = [gradient_norms(tmp_path / "run", trial) for trial in ("000-ddp", "001-fsdp")]
+    assert max(abs(a - b) / a for a, b in zip(*norms, strict=True)) < 1e-3  # one global norm, shards or not
+    assert max(norms[0]) > 1  # so that gradients were clipped, by the same factor
     assert ddp[-1] < ddp[0] - 0.1  # it learns: two models that stand still would agree as well
     assert fingerprint(tmp_path / "run", "000-ddp") == fingerprint(tmp_path / "run", "001-fsdp") != 0
 
