@@ -6,6 +6,7 @@ has another size or time than when they were made.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float | None], None]
 """Called with a stage in words and the share done, 0 to 1."""
-
-FORMAT = 1
-"""Raised when what is stored changes its meaning, or is computed otherwise."""
 
 
 def _columns(text: str) -> dict[str, str]:
@@ -192,7 +190,18 @@ def _digest(run_dir: Path) -> str:
         if ".attempt" not in name:
             look(f"{root}/trials/{name}", f"trials/{name}/")
     seen.sort()
-    return hashlib.blake2b(repr((FORMAT, __version__, seen)).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(repr((code_digest(), seen)).encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a digest of what turns journals into results: in a checkout it changes while the version doesn't."""
+    here = Path(__file__).parent
+    others = ("journal.py", "metrics.toml", "statistics.py")
+    content = hashlib.blake2b(__version__.encode(), digest_size=16)
+    for path in [*sorted(here.glob("*.py")), *(here.parent / name for name in others)]:
+        content.update(path.read_bytes())
+    return content.hexdigest()
 
 
 class _Builder:

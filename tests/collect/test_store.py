@@ -80,6 +80,17 @@ def test_a_changed_journal_is_read_again(folder: Path, plan: Run) -> None:
     assert Store([folder]).results()[0].facts["attempts"] == 2
 
 
+def test_other_code_reads_the_journals_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store([folder])
+    before = (folder / "store/results.parquet").stat().st_mtime_ns
+    monkeypatch.setattr("flagperf.collect.store.code_digest", lambda: "of another version")
+    Store([folder])
+    after = (folder / "store/results.parquet").stat().st_mtime_ns
+    assert after > before
+    Store([folder])
+    assert (folder / "store/results.parquet").stat().st_mtime_ns == after
+
+
 @pytest.mark.parametrize("damage", ["stamp", "results.parquet", "all"])
 def test_files_may_be_deleted(folder: Path, damage: str) -> None:
     before = Store([folder]).results()
