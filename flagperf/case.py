@@ -35,6 +35,10 @@ class Case(ABC):
     def estimate(self) -> Estimate:
         """Predict the trial's size and work by formula."""
 
+    def check_layout(self) -> None:
+        """Raise UsageError, with the nearest layout that can, where the trial's can't hold the model."""
+        return
+
     def prepare(self, progress: Progress) -> dict[str, Any]:
         """Make ready on this host what trials need (data, tokenizer), once; return what a reader should know of it."""
         return {}

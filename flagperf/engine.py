@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from flagperf.context import RankContext
+from flagperf.schema.decoder import Decoder
 
 
 class Batch(NamedTuple):
@@ -31,7 +32,23 @@ class StepOutput(NamedTuple):
     loss: torch.Tensor
     """Mean over the tokens that this rank's data-parallel group read, before the update: a float32 scalar."""
     gradient_norm: torch.Tensor
-    """Global norm before clipping: a scalar."""
+    """Global norm before clipping: a scalar; of unscaled gradients, and not finite where they overflowed."""
+    skipped: bool = False
+    """Whether the update was left out because gradients overflowed, as loss scaling in fp16 foresees."""
+    loss_scale: float = 1.0
+    """By which the loss was multiplied before the backward pass."""
+
+
+class Held(NamedTuple):
+    """Bytes of state that a rank holds between two steps, by what they are for."""
+
+    weights: int
+    """In which the model computes, shards or whole."""
+    gradients: int
+    optimizer: int
+    """Moments, and fp32 master weights where they are kept apart from `weights`."""
+    host: int = 0
+    """Of the three, what was offloaded to the host; not counted in them."""
 
 
 class AdamW(NamedTuple):
@@ -56,6 +73,8 @@ class TrainingTask(ABC):
     """Model FLOPs of training on one token, recomputation not counted."""
     recompute_factor: float
     """Hardware FLOPs over model FLOPs when every block is recomputed."""
+    decoder: Decoder
+    """What the model is, for engines that build it from parts of their own."""
 
     @abstractmethod
     def model(self, *, recompute: bool) -> torch.nn.Module:
@@ -131,8 +150,12 @@ class TrainingEngine(ABC):
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the full weights by canonical name, float32 on the host; every rank must call it."""
 
+    @abstractmethod
+    def held(self) -> Held:
+        """Return what this rank holds after a step; called once, off the clock."""
+
     def facts(self) -> dict[str, object]:
-        """Return what a reader should know of how the engine ran, as plain JSON."""
+        """Return what a reader should know of how the engine ran, as plain JSON; called when the model is built."""
         return {}
 
     def close(self) -> None:

@@ -159,6 +159,8 @@ def _trials(
     ranks = options.ranks or (1 if all(engine.max_ranks == 1 for engine in engines) else vendor.default_ranks())
     _check_ranks(ranks, vendor, options)
     local = ranks // options.nodes.count
+    for engine in engines:
+        _check_engine(engine, vendor, dtype)
     layouts = [
         _layout(arm, engine, manifest, ranks, protocol, preset) for arm, engine in zip(arms, engines, strict=True)
     ]
@@ -166,7 +168,7 @@ def _trials(
         [(trial, arm) for arm in (range(len(arms)) if trial % 2 == 0 else reversed(range(len(arms))))]
         for trial in range(protocol.trials)
     )
-    return [
+    trials = [
         Trial(
             id=f"{first + number:03d}-{arms[arm].engine}",
             case=name,
@@ -188,6 +190,10 @@ def _trials(
         )
         for number, (trial, arm) in enumerate(order)
     ]
+    case = registries.cases.load(name)
+    for each in trials[: len(arms)]:
+        case(each).check_layout()
+    return trials
 
 
 def alone(name: str, options: Options, registries: Registries) -> Trial:
@@ -281,6 +287,21 @@ def _check_ranks(ranks: int, vendor: Vendor, options: Options) -> None:
         )
 
 
+def _check_engine(engine: EngineManifest, vendor: Vendor, dtype: str) -> None:
+    """Refuse a data type or a vendor that the engine can't work with."""
+    if dtype not in engine.dtypes:
+        raise UsageError(
+            f"The engine {engine.name!r} doesn't train in {dtype}.", f"It can do {', '.join(engine.dtypes)}: --dtype."
+        )
+    for operation in engine.collectives:
+        if operation in vendor.manifest.lacking:
+            raise UsageError(
+                f"The engine {engine.name!r} needs {operation}, which {vendor.manifest.backend} on {vendor.name} "
+                f"can't do: {vendor.manifest.lacking[operation]}.",
+                "Choose an engine that does without it: `flagperf list engines`.",
+            )
+
+
 def _layout(
     arm: Arm, engine: EngineManifest, case: CaseManifest, ranks: int, protocol: Protocol, preset: Preset
 ) -> Layout:
@@ -310,6 +331,13 @@ def _layout(
                 )
         values[key] = value
     layout = Layout(**values)
+    for refusal in engine.refused:
+        if all(int(getattr(layout, key) or 0) >= least for key, least in refusal.least.items()):
+            asked = ",".join(f"{key}={int(getattr(layout, key))}" for key in refusal.least)
+            raise UsageError(
+                f"The engine {engine.name!r} can't do {asked}: {refusal.why}.",
+                f"The nearest it can do is {refusal.instead}.",
+            )
     if ranks % layout.model_parallel:
         raise UsageError(
             f"{ranks} ranks can't be divided into groups of tp·pp = {layout.model_parallel}.",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from packaging.specifiers import SpecifierSet
 
 from flagperf.errors import PluginError, Unavailable, UnknownName, UsageError
 from flagperf.schema.machine import Availability
@@ -150,17 +151,12 @@ def availability(manifest: Manifest) -> Availability:
         except importlib.metadata.PackageNotFoundError:
             reason = f"{need.distribution} isn't installed"
             return Availability(name=manifest.name, available=False, reason=reason, remedy=need.install)
-        if need.minimum and _numbers(version) < _numbers(need.minimum):
-            reason = f"{need.distribution} is {version}; {need.minimum} or newer is needed"
+        if not SpecifierSet(need.versions, prereleases=True).contains(version):
+            reason = f"{need.distribution} is {version}; {need.versions} is needed"
             return Availability(
                 name=manifest.name, available=False, reason=reason, remedy=need.install, version=version
             )
     return Availability(name=manifest.name, available=True, version=version)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    public = version.split("+")[0].split("-")[0]
-    return tuple(int(part) for part in public.split(".") if part.isdigit())
 
 
 class Registries:

@@ -77,6 +77,8 @@ def train(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> N
                     gradient_norm=float(output.gradient_norm),
                     learning_rate=rate,
                     leader=engine.leader,
+                    skipped=output.skipped,
+                    loss_scale=output.loss_scale,
                 ),
             )
             if engine.leader:  # of the very tensors the engine was given
@@ -85,6 +87,7 @@ def train(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> N
                 journal.write(Key.FIRST_STEP, {"seconds": _process_age()})
             previous = now
         journal.write(Key.MEMORY, allocation.complete(runtime.memory()))
+        journal.write(Key.HELD, engine.held()._asdict())
 
     _validate(context, task, engine)
     _pulse(context, "after")

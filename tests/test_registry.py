@@ -73,9 +73,9 @@ def test_a_missing_distribution_comes_with_the_command_that_gets_it(tmp_path: Pa
     assert "pip install nowhere-to-be-had" in error.value.hint
 
 
-@pytest.mark.parametrize(("minimum", "good"), [("0.1", True), ("999", False), ("", True)])
-def test_versions_are_compared_as_numbers(minimum: str, good: bool) -> None:
-    need = Requirement(distribution="msgspec", minimum=minimum, install="pip install msgspec")
+@pytest.mark.parametrize(("versions", "good"), [(">=0.1", True), (">=999", False), ("", True), ("==0.1", False)])
+def test_a_package_of_another_version_is_told(versions: str, good: bool) -> None:
+    need = Requirement(distribution="msgspec", versions=versions, install="pip install msgspec")
     manifest = Manifest(name="x", title="x", summary="x", entry="x:y", requires=[need])
     assert availability(manifest).available is good
 

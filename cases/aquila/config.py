@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from flagperf.errors import UsageError
+from flagperf.schema.decoder import Decoder
 
 Rotary = Literal["interleaved", "half"]
 
@@ -76,6 +77,22 @@ class AquilaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.ffn_multiplier is not None:
             hidden = int(hidden * self.ffn_multiplier)
         return -(-hidden // self.multiple_of) * self.multiple_of
+
+    @property
+    def decoder(self) -> Decoder:
+        """The same in the terms that engines with model code of their own are told."""
+        return Decoder(
+            dim=self.dim,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            ffn=self.ffn,
+            vocab_size=self.vocab_size,
+            seq_len=self.seq_len,
+            norm_eps=self.norm_eps,
+            rope_theta=self.rope_theta,
+            rotary_interleaved=self.rotary == "interleaved",
+        )
 
 
 def _positive(name: str, value: float) -> None:

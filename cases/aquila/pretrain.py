@@ -43,6 +43,15 @@ class AquilaPretrain(Case):
         """Predict parameters, FLOPs and memory a rank."""
         return formulas.estimate(self.settings.model, self.trial)
 
+    def check_layout(self) -> None:
+        """Refuse tensor- and pipeline-parallel sizes that the model can't be divided by."""
+        model, layout = self.settings.model, self.trial.layout
+        parts = {"heads": model.heads, "kv_heads": model.kv_heads, "ffn": model.ffn, "vocab_size": model.vocab_size}
+        if layout.sp:
+            parts["seq_len"] = model.seq_len
+        _divides("tp", layout.tp, parts)
+        _divides("pp", layout.pp, {"layers": model.layers})
+
     def prepare(self, progress: Progress) -> dict[str, Any]:
         """Make the tokens ready; a corpus that was damaged since it was prepared is refused, not made again."""
         try:
@@ -58,3 +67,12 @@ class AquilaPretrain(Case):
         from .task import AquilaTask
 
         run_training(context, AquilaTask(self.settings, self.trial))
+
+
+def _divides(key: str, size: int, parts: dict[str, int]) -> None:
+    if odd := [f"{name} {count}" for name, count in parts.items() if count % size]:
+        good = [n for n in range(1, min(parts.values()) + 1) if all(count % n == 0 for count in parts.values())]
+        raise UsageError(
+            f"{key}={size} doesn't divide the model's {', '.join(odd)}.",
+            f"The nearest it can be is {key}={min(good, key=lambda n: abs(n - size))}.",
+        )

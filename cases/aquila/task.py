@@ -29,6 +29,7 @@ class AquilaTask(TrainingTask):
         self.global_batch, self.sequence_length = trial.protocol.global_batch, self.config.seq_len
         self.flops_per_token = formulas.training_flops_per_token(self.config, self.config.seq_len)
         self.recompute_factor = formulas.recompute_factor(self.config, self.config.seq_len)
+        self.decoder = self.config.decoder
         schedule = settings.optimizer
         self.optimizer = AdamW(schedule.beta1, schedule.beta2, schedule.epsilon, schedule.weight_decay, schedule.clip)
         data = open_tokens(settings.data)

@@ -40,7 +40,7 @@ def run(
     warmup: Annotated[
         int | None, typer.Option(help="Steps before the clock starts.", show_default="the case's")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32 or bf16.", show_default="the preset's")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.", show_default="the preset's")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the first trial; each further one adds 1.", show_default="the case's")
     ] = None,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from flagperf.engine import AdamW, Batch, StepOutput, TrainingEngine, TrainingTask
+from flagperf.engine import AdamW, Batch, Held, StepOutput, TrainingEngine, TrainingTask
 
 
 class TorchEngine(TrainingEngine):
@@ -72,6 +72,26 @@ class TorchEngine(TrainingEngine):
         for name, parameter in self.plain.named_parameters():
             full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
             yield name, full.detach().float().cpu()
+
+    def held(self) -> Held:
+        """Return the bytes of this rank's weights, gradients and optimizer state."""
+        parameters = list(self.model.parameters())
+        return Held(
+            weights=tensor_bytes(parameters),
+            gradients=tensor_bytes(p.grad for p in parameters if p.grad is not None),
+            optimizer=tensor_bytes(x for state in self.optimizer.state.values() for x in state.values()),
+        )
+
+
+def tensor_bytes(tensors: Iterable[object]) -> int:
+    """Return the bytes of the local storages behind tensors, each counted once, however many views there are of it."""
+    storages = {}
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor):
+            local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+            storage = local.untyped_storage()
+            storages[local.device, storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 def adamw(model: torch.nn.Module, settings: AdamW) -> torch.optim.Optimizer:

@@ -38,6 +38,7 @@ class Key:
     STEP = "step"  # see Step
     EVAL = "eval_accuracy"  # {loss, tokens, bytes, seconds, step}
     MEMORY = "memory"  # see Memory
+    HELD = "held"  # {weights, gradients, optimizer, host}: bytes of state between two steps
     PULSE = "pulse"  # {flops_per_second, when}: a short GEMM, the machine's speed just now
     TOKENS = "tokens_seen"  # {fingerprint, samples}
     ERROR = "error"  # {kind, message, traceback}
@@ -67,6 +68,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     gradient_norm: float | None = None
     """Global, before clipping."""
     learning_rate: float | None = None
+    skipped: bool = False
+    """Whether the update was left out because gradients overflowed."""
+    loss_scale: float = 1.0
     leader: bool = True
     """Whether this rank speaks for its data-parallel group; of tensor-parallel ranks one does."""
 

@@ -16,6 +16,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Tensor-parallel ranks."""
     pp: int = 1
     """Pipeline stages."""
+    sp: bool = False
+    """Sequence parallel: what tensor parallelism leaves whole is split along the sequence."""
     zero: int | None = None
     """ZeRO stage: 0 nothing sharded, 1 optimizer state, 2 gradients too, 3 weights too."""
     micro: int | None = None

@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from packaging.specifiers import SpecifierSet
 
 
 class Requirement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A distribution an entry needs, and the command that gets it."""
 
     distribution: str
-    minimum: str = ""
+    versions: str = ""
+    """Those it works with, as PEP 440 writes it: `>=2.6`, `==1.0.1`; empty for any."""
     install: str
+
+    def __post_init__(self) -> None:
+        SpecifierSet(self.versions)  # raises ValueError, which makes the manifest one that can't be read
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +39,16 @@ class LayoutRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     why: str = ""
 
 
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A combination of layout keys that an engine can't do though it takes each by itself."""
+
+    least: dict[str, int]
+    """Refused where every one of these keys has at least this value."""
+    why: str
+    instead: str
+    """The nearest layout that it can do, as a person would write it."""
+
+
 class EngineManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An engine: what runs a case's model."""
 
@@ -41,7 +56,11 @@ class EngineManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=
     """The kind of case it runs: `training`, …"""
     layout: dict[str, LayoutRule] = {}
     """What it takes for each layout key but `micro`; a key that isn't here keeps its default."""
+    refused: list[Refusal] = []
+    dtypes: list[str] = msgspec.field(default_factory=lambda: ["fp32", "bf16"])
     max_ranks: int | None = None
+    collectives: list[str] = []
+    """Operations of torch.distributed it can't do without: `all_reduce`, `reduce_scatter` …"""
 
 
 class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +133,8 @@ class VendorManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=
     rated: dict[str, float] = {}
     """The maker's dense peak by dtype, FLOP/s a device, where an honest data sheet has one."""
     rated_source: str = ""
+    lacking: dict[str, str] = {}
+    """Operations that the backend can't do for these devices, each with the reason."""
     environment: dict[str, str] = {}
     """Set for every rank, each with its reason in the adapter's README."""
 
