@@ -108,17 +108,29 @@ def adamw(model: torch.nn.Module, settings: AdamW) -> torch.optim.Optimizer:
 def clip_gradients(model: torch.nn.Module, limit: float) -> torch.Tensor:
     """Scale all gradients so that their global norm is at most `limit`; return the norm from before.
 
-    One accurate norm for every engine: squares are summed in float64 on a CPU (its float32 `clip_grad_norm_` is off by
-    5e-5, enough to set engines apart after a few steps), and shards are added up over the ranks that hold them.
+    Shards are added up over the ranks that hold them.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     shards = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
-    exact = torch.float64 if shards[0].device.type == "cpu" else torch.float32
-    squares = torch.stack([torch.linalg.vector_norm(s, dtype=exact) for s in shards]).square().sum()
+    squares = sum_of_squares(shards)
     if hasattr(gradients[0], "device_mesh"):
         torch.distributed.all_reduce(squares, group=gradients[0].device_mesh.get_group())
     norm = squares.sqrt().float()
+    scale_gradients(shards, norm, limit)
+    return norm
+
+
+def sum_of_squares(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of the squares of all elements, a scalar: what one accurate norm for every engine is made of.
+
+    In float64 on a CPU, whose float32 `clip_grad_norm_` is off by 5e-5, enough to set engines apart after a few steps.
+    """
+    exact = torch.float64 if tensors[0].device.type == "cpu" else torch.float32
+    return torch.stack([torch.linalg.vector_norm(t, dtype=exact) for t in tensors]).square().sum()
+
+
+def scale_gradients(gradients: list[torch.Tensor], norm: torch.Tensor, limit: float) -> None:
+    """Scale gradients in place so that a global norm of `norm` becomes at most `limit`."""
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
     if norm.device.type != "cpu" or scale < 1:  # elsewhere asking would make the host wait for the device
-        torch._foreach_mul_(shards, scale)
-    return norm
+        torch._foreach_mul_(gradients, scale)
