@@ -23,7 +23,7 @@ from flagperf.journal import Journal
 from flagperf.reports.page import write as write_page
 from flagperf.schema.event import Key, Step
 from flagperf.schema.layout import Layout
-from flagperf.schema.manifest import Protocol
+from flagperf.schema.protocol import Protocol
 from flagperf.schema.trial import Outcome, Run, Trial
 
 STAGES = ("write", "read", "store", "report")

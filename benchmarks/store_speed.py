@@ -22,7 +22,7 @@ import msgspec
 from flagperf.journal import Journal
 from flagperf.schema.event import Key, Memory, Step
 from flagperf.schema.layout import Layout
-from flagperf.schema.manifest import Protocol
+from flagperf.schema.protocol import Protocol
 from flagperf.schema.trial import Outcome, Run, Trial
 
 METRICS = ["tokens_per_second", "step_time", "mfu", "memory_peak_rss", "loss_final", "loss_validation"]

@@ -27,6 +27,7 @@ from flagperf.journal import Journal
 from flagperf.launchers import Launcher
 from flagperf.measure.environment import snapshot
 from flagperf.measure.peak import measured_peak
+from flagperf.plan.contests import further
 from flagperf.registry import Registries
 from flagperf.schema.event import PREFIX, Key, Step
 from flagperf.schema.result import Result
@@ -55,7 +56,7 @@ class Watcher(Protocol):
 def execute(
     run: Run, folder: Path, registries: Registries, watcher: Watcher, *, nodes: Nodes, keep_going: bool = False
 ) -> None:
-    """Carry out the trials of `run` in `folder` that have no valid result yet.
+    """Carry out the trials of `run` in `folder` that have no valid result yet, and those that follow from them.
 
     Without `keep_going` it stops after the first invalid one. Raises KeyboardInterrupt again after cleaning up, and
     FlagPerfError for what makes further trials pointless; results so far can be read from the folder in any case.
@@ -69,21 +70,26 @@ def execute(
         ) as journal:
             try:
                 pending = [trial for trial in run.trials if not _done(folder, run, trial, nodes)]
-                facts = _prepare(pending, registries, watcher)
-                for number, trial in enumerate(run.trials, 1):
-                    if trial not in pending:
-                        continue
-                    watcher.trial_started(number, len(run.trials), trial)
-                    trial = _with_peak(trial, nodes, watcher)
-                    journal.write(Key.TRIAL_START, {"id": trial.id, "prepared": facts[trial.case]})
-                    outcome = _launch(trial, folder, launcher, journal, watcher, registries)
-                    journal.write(Key.TRIAL_STOP, {"id": trial.id, "outcome": msgspec.to_builtins(outcome)})
-                    result = read_trial(folder, run, trial).result
-                    watcher.trial_ended(trial, result)
-                    # A node sees its own ranks' journals only, so it can't judge the whole trial.
-                    bad = result.verdict == "invalid" if nodes.count == 1 else outcome.status != "finished"
-                    if bad and not keep_going:
-                        break
+                facts: dict[str, dict[str, Any]] = {}
+                while True:
+                    facts |= _prepare([trial for trial in pending if trial.case not in facts], registries, watcher)
+                    for trial in pending:
+                        watcher.trial_started(run.trials.index(trial) + 1, len(run.trials), trial)
+                        trial = _with_peak(trial, nodes, watcher)
+                        journal.write(Key.TRIAL_START, {"id": trial.id, "prepared": facts[trial.case]})
+                        outcome = _launch(trial, folder, launcher, journal, watcher, registries)
+                        journal.write(Key.TRIAL_STOP, {"id": trial.id, "outcome": msgspec.to_builtins(outcome)})
+                        result = read_trial(folder, run, trial).result
+                        watcher.trial_ended(trial, result)
+                        # A node sees its own ranks' journals only, so it can't judge the whole trial.
+                        bad = result.verdict == "invalid" if nodes.count == 1 else outcome.status != "finished"
+                        if bad and not keep_going and trial.purpose == "measure":
+                            return
+                    pending = further(run, [read_trial(folder, run, trial).result for trial in run.trials])
+                    if not pending:
+                        return
+                    run = msgspec.structs.replace(run, trials=[*run.trials, *pending])
+                    _write(folder / "run.json", run)
             except KeyboardInterrupt:
                 journal.write(Key.INTERRUPTED)
                 raise
@@ -110,12 +116,15 @@ def new_folder(out: Path | None, run: Run, nodes: Nodes) -> Path:
 
 
 def _done(folder: Path, run: Run, trial: Trial, nodes: Nodes) -> bool:
-    """Whether a trial has a valid result; what is left of an invalid attempt is put aside."""
+    """Whether a trial has a valid result, or has shown what it was to show; what is left of a failed one is put aside."""
     place = folder / "trials" / trial.id
     if not place.exists() or nodes.count > 1:  # then it may be there because another node has begun
         return False
-    if read_trial(folder, run, trial).result.verdict == "valid":
+    result = read_trial(folder, run, trial).result
+    if result.verdict == "valid":
         return True
+    if trial.purpose == "search" and not {reason.code for reason in result.reasons} & {"interrupted", "no_outcome"}:
+        return True  # that a layout doesn't fit is what the search wants to know
     attempt = sum(1 for _ in place.parent.glob(f"{trial.id}.attempt*")) + 1
     place.rename(place.with_name(f"{trial.id}.attempt{attempt}"))
     return False

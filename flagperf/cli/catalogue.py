@@ -19,6 +19,7 @@ class What(StrEnum):
 
     cases = "cases"
     presets = "presets"
+    contests = "contests"
     engines = "engines"
     vendors = "vendors"
     launchers = "launchers"
@@ -29,7 +30,7 @@ def list_(
     what: Annotated[What, typer.Argument(help="What to list.")] = What.cases,
     json: common.JSON = False,
 ) -> None:
-    """List what can be run: cases, presets, engines, vendors, launchers, metrics.
+    """List what can be run: cases, presets, contests, engines, vendors, launchers, metrics.
 
     Example: flagperf list engines
     """
@@ -62,6 +63,12 @@ def _rows(what: What) -> list[dict[str, Any]]:
             {"name": case.name, "kind": case.kind, "presets": ", ".join(case.presets), "summary": case.summary}
             for case in registries.cases.all()
         ] + _broken(registries.cases.broken, ("name", "kind", "presets", "summary"))
+    if what is What.contests:
+        return [
+            {"name": name, "case": case.name, "compares": f"{c.candidate} with {c.baseline}", "summary": c.summary}
+            for case in registries.cases.all()
+            for name, c in case.contests.items()
+        ]
     if what is What.presets:
         return [
             {"case": case.name, "preset": name, "dtype": preset.dtype, "summary": preset.summary}

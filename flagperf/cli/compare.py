@@ -34,6 +34,7 @@ def compare(
     Example: flagperf compare runs/20260101-120000-aquila-pretrain-tiny --baseline ddp
     """
     from flagperf.collect import compare as comparing
+    from flagperf.collect.contest import answers
     from flagperf.collect.runs import find_runs, read_run
     from flagperf.collect.store import Store
 
@@ -43,9 +44,11 @@ def compare(
     everything = [result for found in results.values() for result in found]
     reference = _reference(folders, results, baseline)
     comparisons: list[Comparison] = []
-    if reference is None:
-        name = baseline or read_run(folders[0]).baseline
-        comparisons = comparing.compare(everything, name, metric, curves=curves)
+    run = read_run(folders[0])
+    if reference is None and baseline is None and run.contest is not None and not metric:
+        comparisons = answers(run, everything, run.contest, curves)
+    elif reference is None:
+        comparisons = comparing.compare(everything, baseline or run.baseline, metric, curves=curves)
     else:
         for folder in folders:
             if folder != reference:
@@ -54,7 +57,7 @@ def compare(
         common.print_json({"comparisons": comparisons})
     else:
         _show(comparisons)
-    if any(result.verdict == "invalid" for result in everything):
+    if any(result.verdict == "invalid" for result in everything if result.purpose == "measure"):
         common.err().print("Invalid trials were left out: `flagperf results` says why they are.")
         raise typer.Exit(1)
 

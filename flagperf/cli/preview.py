@@ -40,6 +40,13 @@ def show(run: Run, registries: Registries, nodes: Nodes, *, json: bool) -> None:
     out.print(f"Each trial: {' '.join(rows[0]['command'])}", soft_wrap=True)
     environment = " ".join(f"{key}={value}" for key, value in rows[0]["environment"].items())
     out.print(f"Environment: {environment}", soft_wrap=True)
+    if run.contest is not None and run.contest.ladders:
+        more = run.contest.protocol.trials * len(run.contest.arms)
+        out.print(
+            f"These are short and show which layouts fit. Then follow leaner ones where one doesn't, and {more} measured "
+            f"trials or more: {', '.join(map(str, run.contest.arms))}, and the best layouts where they are others.",
+            soft_wrap=True,
+        )
     out.print(
         "Memory is by formula, without what the framework itself takes. Time assumes half of the GEMM peak, which a "
         "first run measures.",

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def run(
     context: typer.Context,
     cases: Annotated[
-        list[str] | None, typer.Argument(metavar="CASE…", help="As `flagperf list cases` names them.")
+        list[str] | None,
+        typer.Argument(
+            metavar="CASE…", help="As `flagperf list cases` names them; or a contest of `flagperf list contests`."
+        ),
     ] = None,
     preset: Annotated[str, typer.Option(help="Size of the case.")] = "tiny",
     engine: Annotated[
@@ -25,6 +28,21 @@ def run(
         typer.Option(
             help="Engines to compare, the baseline first: ddp,fsdp or ddp,fsdp:zero=2,micro=2.", show_default="single"
         ),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="CANDIDATE BASELINE",
+            help="Two engines with their layouts: compared at the same batch, each at its best, and with communication "
+            "overlapped and not.",
+        ),
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search/--no-search", help="Look for the best layout of each engine compared.")
+    ] = True,
+    memory_budget: Annotated[
+        float | None,
+        typer.Option(min=1, help="MiB of the allocator in which best layouts must fit.", show_default="any"),
     ] = None,
     vendor: Annotated[
         str, typer.Option(help="Whose devices; auto takes an accelerator if one is usable, else the CPU.")
@@ -76,6 +94,7 @@ def run(
 
     from flagperf import plan as planning
     from flagperf import run as running
+    from flagperf.collect.runs import read_run
     from flagperf.errors import UsageError
     from flagperf.schema.trial import Nodes
     from flagperf.settings import merged, parse_assignment
@@ -92,7 +111,10 @@ def run(
         options = planning.Options(
             cases=cases,
             preset=preset,
-            engines=engine or ["single"],
+            engines=engine or [],
+            compare=compare,
+            search=search,
+            memory_budget=None if memory_budget is None else int(memory_budget * 2**20),
             layout=layout,
             vendor=vendor,
             ranks=ranks,
@@ -128,6 +150,7 @@ def run(
         except (KeyboardInterrupt, Exception) as caught:  # told below, after what was measured
             error = caught
     try:
+        planned = read_run(folder)  # a search has added to it
         output = _collect(folder, planned)
     except Exception as failed:
         if error is None:
@@ -141,6 +164,8 @@ def run(
 
         tables.print_results(output.results)
         tables.print_comparisons(output.comparisons)
+        if output.contest is not None:
+            tables.print_contest(output.contest)
     again = f"flagperf run --resume {shlex.quote(str(folder))}"
     if isinstance(error, KeyboardInterrupt):
         common.err().print(f"Interrupted. What was measured is kept; go on with: {again}", soft_wrap=True)
@@ -148,7 +173,8 @@ def run(
         raise error
     if where.index == 0:
         _report(folder)
-    if any(result.verdict == "invalid" for result in output.results) or len(output.results) < len(planned.trials):
+    measured = [result for result in output.results if result.purpose == "measure"]
+    if any(result.verdict == "invalid" for result in measured) or not measured:
         way = f"Try again with: {again}" if nodes == 1 else "Put the nodes' trials/ together, if they share no folder."
         common.err().print(f"Not all trials are valid. {way}", soft_wrap=True)
         raise typer.Exit(1)
@@ -183,15 +209,14 @@ def _resumed(folder: Path, context: typer.Context) -> Run:
 
 def _collect(folder: Path, run: Run) -> RunOutput:
     """Read back from the folder what was measured, and compare."""
-    from flagperf.collect.compare import compare
+    from flagperf.collect.contest import compared, told
     from flagperf.collect.store import Store
     from flagperf.schema.result import RunOutput
 
     store = Store([folder])
     results = store.results()
-    several = len({trial.arm for trial in run.trials}) > 1
-    comparisons = compare(results, run.baseline, curves=store.curves()) if several else []
-    return RunOutput(run=str(folder), results=results, comparisons=comparisons)
+    comparisons = compared(run, results, store.curves())
+    return RunOutput(run=str(folder), results=results, comparisons=comparisons, contest=told(run, results, comparisons))
 
 
 def _report(folder: Path) -> None:

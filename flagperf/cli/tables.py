@@ -10,9 +10,16 @@ from rich.table import Table
 
 from flagperf.cli import common
 from flagperf.metrics import metric
-from flagperf.schema.result import Comparison, Result
+from flagperf.schema.result import Comparison, ContestOutput, Result
 
 _COLOURS = {"better": "green", "worse": "red", "equivalent": "cyan", "cannot tell": "yellow"}
+
+
+_QUESTIONS = {
+    "equal": "At the same batch",
+    "best": "Each in its best layout",
+    "overlap": "Communication overlapped, and not",
+}
 
 
 def number(value: float) -> str:
@@ -25,7 +32,7 @@ def print_results(results: Sequence[Result]) -> None:
     if not results:
         return
     arms: dict[tuple[str, str, str], list[Result]] = {}
-    for result in results:
+    for result in (result for result in results if result.purpose == "measure"):
         arms.setdefault((result.case, result.engine, result.layout), []).append(result)
     table = Table(title="Median over valid trials", title_justify="left")
     table.add_column("")
@@ -50,12 +57,13 @@ def print_results(results: Sequence[Result]) -> None:
 
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:
     """Print a table for each pair of arms: a metric's ratio with its interval, and the verdict."""
-    pairs: dict[tuple[str, str, str], list[Comparison]] = {}
+    pairs: dict[tuple[str | None, str, str, str], list[Comparison]] = {}
     for row in comparisons:
-        pairs.setdefault((row.case, row.candidate, row.baseline), []).append(row)
+        pairs.setdefault((row.question, row.case, row.candidate, row.baseline), []).append(row)
     out = common.out()
-    for (_, candidate, baseline), rows in pairs.items():
-        table = Table(title=f"{escape(candidate)} ÷ {escape(baseline)}, 95 % interval", title_justify="left")
+    for (question, _, candidate, baseline), rows in pairs.items():
+        asked = f"{_QUESTIONS[question]}: " if question else ""
+        table = Table(title=f"{asked}{escape(candidate)} ÷ {escape(baseline)}, 95 % interval", title_justify="left")
         table.add_column("metric")
         for column in ("ratio", "interval", "pairs"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -71,3 +79,33 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
         out.print(table)
         for note in dict.fromkeys(note.message for row in rows for note in row.notes):
             out.print(f"  {escape(note)}", soft_wrap=True)
+
+
+def print_contest(contest: ContestOutput) -> None:
+    """Print what was tried to find the best layouts, and published claims beside what was measured."""
+    out = common.out()
+    if contest.tried:
+        table = Table(title="Layouts that were tried, in short trials", title_justify="left")
+        table.add_column("layout", overflow="fold")
+        for column in ("tokens/s", "allocator MiB"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("")
+        for each in contest.tried:
+            speed, memory = ("–" if x is None else number(x) for x in (each.tokens_per_second, each.memory_mib))
+            table.add_row(escape(str(each.arm)), speed, memory, escape(f"{each.verdict} {each.why}".strip()))
+        out.print(table)
+    if contest.claims:
+        table = Table(title="Published claims, and what was measured here", title_justify="left")
+        for column in ("claim", "published", "measured", "95 % interval", "source"):
+            table.add_column(column, overflow="fold")
+        for row in contest.claims:
+            claim, found = row.claim, row.measured
+            published = f"{claim.low:g}" if claim.high is None else f"{claim.low:g} … {claim.high:g}"
+            ratio = "–" if found is None or found.ratio is None else f"{found.ratio:.3f}"
+            interval = (
+                "–"
+                if found is None or found.low is None or found.high is None
+                else f"{found.low:.3f} … {found.high:.3f}"
+            )
+            table.add_row(escape(claim.title), published, ratio, interval, escape(claim.source))
+        out.print(table)

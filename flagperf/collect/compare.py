@@ -11,6 +11,7 @@ import msgspec
 
 from flagperf.errors import FlagPerfError, UnknownName, UsageError
 from flagperf.metrics import catalogue, metric
+from flagperf.schema.contest import Arm
 from flagperf.schema.layout import Layout
 from flagperf.schema.metric import Metric
 from flagperf.schema.result import Comparison, Reason, Result
@@ -53,6 +54,19 @@ def compare(
     return found
 
 
+def compare_arms(
+    results: Sequence[Result], candidate: Arm, baseline: Arm, *, curves: Curves | None = None
+) -> list[Comparison]:
+    """Compare two arms of one run, which are found by engine and complete layout; nothing if one has no result."""
+    found: list[Comparison] = []
+    for arms in _groups(results).values():
+        names = dict(zip(arms, labels(arms), strict=True))
+        a, b = ((arm.engine, str(arm.layout)) for arm in (candidate, baseline))
+        if a in arms and b in arms:
+            found += _Arms(names[a], arms[a], names[b], arms[b], curves or {}).compare(None)
+    return found
+
+
 def compare_runs(
     candidate: Sequence[Result],
     baseline: Sequence[Result],
@@ -87,7 +101,7 @@ def labels(arms: Iterable[ArmKey]) -> list[str]:
 def _groups(results: Iterable[Result]) -> dict[tuple[Any, ...], Group]:
     """Return arms by what must be alike for a comparison, the settings changed with --set included."""
     groups: dict[tuple[Any, ...], Group] = {}
-    for result in results:
+    for result in (result for result in results if result.purpose == "measure"):
         settings = result.facts.get("settings_digest")
         key = (result.case, result.preset, result.vendor, result.dtype, result.ranks, settings)
         groups.setdefault(key, {}).setdefault((result.engine, result.layout), []).append(result)

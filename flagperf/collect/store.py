@@ -37,7 +37,7 @@ def _columns(text: str) -> dict[str, str]:
 _TRIAL = _columns("run VARCHAR, id VARCHAR")
 _RESULT = _TRIAL | _columns(
     "case VARCHAR, preset VARCHAR, vendor VARCHAR, engine VARCHAR, ranks BIGINT, layout VARCHAR, dtype VARCHAR, "
-    "seed BIGINT, trial BIGINT, verdict VARCHAR"
+    "seed BIGINT, trial BIGINT, purpose VARCHAR, verdict VARCHAR"
 )
 _MEASURED = _columns("metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, direction VARCHAR")
 _STEP = _columns(

@@ -61,6 +61,7 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
         dtype=trial.dtype,
         seed=trial.seed,
         trial=trial.trial,
+        purpose=trial.purpose,
         verdict="invalid" if reasons else "valid",
         reasons=reasons,
         metrics={name: metrics[name] for name in trial.metrics or metrics if name in metrics},

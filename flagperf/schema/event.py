@@ -38,7 +38,8 @@ class Key:
     STEP = "step"  # see Step
     EVAL = "eval_accuracy"  # {loss, tokens, bytes, seconds, step}
     MEMORY = "memory"  # see Memory
-    HELD = "held"  # {weights, gradients, optimizer, host}: bytes of state between two steps
+    HELD = "held"  # {weights, gradients, optimizer, host, allocated}: bytes of state between two steps
+    COMMUNICATION = "communication"  # see Communication
     PULSE = "pulse"  # {flops_per_second, when}: a short GEMM, the machine's speed just now
     TOKENS = "tokens_seen"  # {fingerprint, samples}
     ERROR = "error"  # {kind, message, traceback}
@@ -85,3 +86,22 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     device_used: int | None = None
     allocated_source: str = ""
     """How `peak_allocated` was obtained."""
+
+
+class Communication(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one rank does in a step, seeing it under a profiler: seconds a step, the mean over `steps`."""
+
+    steps: int = 0
+    seconds: float | None = None
+    """Length of a step: `compute` + `exposed` + `idle`."""
+    communication: float | None = None
+    """In which at least one collective operation was going on."""
+    exposed: float | None = None
+    """Of these, in which nothing was computed."""
+    compute: float | None = None
+    idle: float | None = None
+    """In which neither was going on: the host's own work, and waiting for the device."""
+    operations: float | None = None
+    """Collective operations begun a step."""
+    failure: str = ""
+    """Why there are no numbers, or no trace."""

@@ -7,6 +7,9 @@ from typing import Any
 import msgspec
 from packaging.specifiers import SpecifierSet
 
+from flagperf.schema.contest import Claim
+from flagperf.schema.protocol import Protocol
+
 
 class Requirement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A distribution an entry needs, and the command that gets it."""
@@ -57,38 +60,25 @@ class EngineManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=
     layout: dict[str, LayoutRule] = {}
     """What it takes for each layout key but `micro`; a key that isn't here keeps its default."""
     refused: list[Refusal] = []
+    search: dict[str, list[int]] = {}
+    """Layout keys that are tried for its best layout, each with the values to try."""
     dtypes: list[str] = msgspec.field(default_factory=lambda: ["fp32", "bf16"])
     max_ranks: int | None = None
     collectives: list[str] = []
     """Operations of torch.distributed it can't do without: `all_reduce`, `reduce_scatter` …"""
 
 
-class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a case is measured, as data."""
+class ContestManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A contest that a case declares: two engines that are to be compared by the case's rules."""
 
-    warmup: int
-    """Steps before the clock starts."""
-    steps: int
-    """Measured steps."""
-    trials: int
-    """Fresh processes an engine; statistics go over these."""
-    seed: int
-    """Of the first trial; trial t uses seed + t, for every engine alike."""
-    validation: int
-    """Held-out sequences the model is judged on at the end."""
-    global_batch: int
-    """Sequences an optimizer step, over all ranks."""
-    minimum_effect: float = 0.03
-    """A smaller difference counts as none."""
-    loss_band: float = 0.01
-    """Largest relative difference of two engines' losses, at any step and in validation, for the same seed."""
-    timeout: float = 1800.0
-    """Seconds a trial may take before it is taken for hung."""
-    telemetry: float = 1.0
-    """Seconds between samples of the machine."""
-    region: str = ""
-    """What is on the clock, in words."""
-    region_zh: str = ""
+    title: str
+    title_zh: str
+    summary: str
+    candidate: str
+    """As `--engine` takes it: `bmtrain:zero=3`."""
+    baseline: str
+    protocol: dict[str, Any] = {}
+    """Overrides of the preset's protocol."""
 
 
 class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,6 +107,10 @@ class CaseManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Names from the catalogue, the leading one first."""
     target: str = ""
     """The quality target in words, or empty."""
+    contests: dict[str, ContestManifest] = {}
+    """By the name that `flagperf run` takes in place of the case's."""
+    claims: list[Claim] = []
+    """What has been published on engines that run this case."""
 
 
 class VendorManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):

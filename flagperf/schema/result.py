@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from flagperf.schema.contest import Arm, Claim, Question
 from flagperf.schema.metric import MetricValue
+from flagperf.schema.trial import Purpose
 
 Verdict = Literal["valid", "invalid"]
 ComparisonVerdict = Literal["better", "worse", "equivalent", "cannot tell"]
@@ -33,6 +35,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     trial: int
     """Which repetition of its engine and layout this is, from 0."""
+    purpose: Purpose = "measure"
     verdict: Verdict
     reasons: list[Reason]
     metrics: dict[str, MetricValue]
@@ -61,6 +64,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Pairs of trials that were compared."""
     more_trials: int | None = None
     """When it can't be told: about how many more pairs would settle it; None if none seen would."""
+    question: Question | None = None
+    """Which of a contest's questions it answers."""
     minimum_effect: float = 0.03
     candidate_value: float | None = None
     baseline_value: float | None = None
@@ -69,9 +74,39 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[Reason] = []
 
 
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """One layout that was tried when the best was looked for."""
+
+    arm: Arm
+    trial: str
+    """Its id in the run."""
+    verdict: Literal["fits", "too big", "failed"]
+    tokens_per_second: float | None = None
+    memory_mib: float | None = None
+    """Allocator peak of a rank."""
+    why: str = ""
+    """Of a failure that isn't for want of memory."""
+
+
+class ClaimShown(msgspec.Struct, frozen=True, kw_only=True):
+    """A published claim beside what was measured in its place."""
+
+    claim: Claim
+    measured: Comparison | None
+
+
+class ContestOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What a contest has to tell beyond comparisons."""
+
+    tried: list[Tried]
+    """In the order it was tried."""
+    claims: list[ClaimShown]
+
+
 class RunOutput(msgspec.Struct, frozen=True, kw_only=True):
     """What `flagperf run --json` prints."""
 
     run: str
     results: list[Result]
     comparisons: list[Comparison]
+    contest: ContestOutput | None = None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from flagperf.schema import SCHEMA_VERSION
+from flagperf.schema.contest import Arm, Contest
 from flagperf.schema.layout import Layout
-from flagperf.schema.manifest import Protocol
+from flagperf.schema.protocol import Protocol
+
+Purpose = Literal["measure", "search"]
+"""`search`: a short trial that shows whether a layout fits and roughly how fast it is; it enters no comparison."""
 
 
 class Nodes(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +44,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     trial: int
     """Which repetition of its arm this is, from 0; trials with the same number are compared as a pair."""
+    purpose: Purpose = "measure"
     protocol: Protocol
     settings: dict[str, Any]
     metrics: list[str]
@@ -57,7 +62,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def arm(self) -> str:
         """What is compared: the engine with its layout."""
-        return f"{self.engine}:{self.layout}" if str(self.layout) else self.engine
+        return str(Arm(self.engine, self.layout))
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +81,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     trials: list[Trial]
     baseline: str
     """Arm the others are compared with."""
+    contest: Contest | None = None
+    """Where two engines are compared by questions rather than every arm with the baseline."""
 
 
 class RankExit(msgspec.Struct, frozen=True, kw_only=True):

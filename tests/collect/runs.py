@@ -12,7 +12,7 @@ import numpy as np
 from flagperf.journal import Journal
 from flagperf.schema.event import Key, Memory, Step
 from flagperf.schema.layout import Layout
-from flagperf.schema.manifest import Protocol
+from flagperf.schema.protocol import Protocol
 from flagperf.schema.trial import Outcome, Run, Trial
 
 METRICS = [

@@ -18,7 +18,7 @@ from flagperf.journal import Journal
 from flagperf.measure.environment import Environment, Foreign, snapshot
 from flagperf.schema.event import Key, Memory, Step
 from flagperf.schema.layout import Layout
-from flagperf.schema.manifest import Protocol
+from flagperf.schema.protocol import Protocol
 from flagperf.schema.trial import Outcome, RankExit, Run, Trial
 
 METRICS = [

@@ -1,0 +1,65 @@
+"""Case + options → trials, in an interleaved order; what can be refused is refused here, before anything starts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from flagperf._version import __version__
+from flagperf.errors import UnknownName
+from flagperf.plan.arms import parse_arms
+from flagperf.plan.contests import contest_trials, named_contest
+from flagperf.plan.options import Options
+from flagperf.plan.trials import alone, interleaved, rank_count, sized, template
+from flagperf.plan.vendors import choose_vendor
+from flagperf.registry import Registries
+from flagperf.schema.contest import Arm
+from flagperf.schema.trial import Run, Trial
+
+__all__ = ["Options", "alone", "choose_vendor", "parse_arms", "plan"]
+
+
+def plan(options: Options, registries: Registries, *, commit: str | None = None) -> Run:
+    """Return the run that the options ask for; raise UsageError or Unavailable for one that can't be."""
+    vendor = choose_vendor(options.vendor, registries)
+    registries.launchers.get(options.launcher)
+    contest = None
+    trials: list[Trial] = []
+    if options.compare is not None or named_contest(options, registries) is not None:
+        contest, trials = contest_trials(options, vendor, registries)
+        baseline = str(contest.baseline)
+    else:
+        arms = parse_arms(options.engines or ["single"], options.layout)
+        for name in options.cases:
+            size = sized(name, options, registries)
+            ranks = rank_count(arms, vendor, options, registries)
+            templates = [template(arm, size, vendor, ranks, options, registries) for arm in arms]
+            trials += interleaved(templates, first=len(trials))
+        baseline = _baseline(options, arms, trials)
+    now = datetime.now(UTC)
+    return Run(
+        id=f"{now:%Y%m%d-%H%M%S}-{options.cases[0].replace('/', '-')}-{options.preset}",
+        created=now.isoformat(timespec="seconds"),
+        command=list(sys.argv),
+        flagperf=__version__,
+        commit=commit,
+        launcher=options.launcher,
+        trials=trials,
+        baseline=baseline,
+        contest=contest,
+    )
+
+
+def _baseline(options: Options, arms: Sequence[Arm], trials: Sequence[Trial]) -> str:
+    """Return how the baseline is called in results: its engine, with the layout where that engine stands twice."""
+    named = options.baseline or arms[0].engine
+    matching = [arm for arm in arms if arm.engine == named]
+    if ":" in named:
+        matching = [arm for arm in arms if arm in parse_arms([named], options.layout)]
+    if not matching:
+        raise UnknownName("engine of this run", named, map(str, arms))
+    chosen = matching[0]
+    if sum(arm.engine == chosen.engine for arm in arms) == 1:
+        return chosen.engine
+    return trials[arms.index(chosen)].arm  # the first trials of a run are its arms in order
