@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import torch
 
 from flagperf.context import RankContext
 from flagperf.data.batches import combine, fingerprint_text
 from flagperf.engine import Batch, TrainingEngine, TrainingTask
+from flagperf.measure.communication import StepProfiler
 from flagperf.measure.peak import pulse
 from flagperf.schema.event import Key, Step
 
@@ -87,13 +89,18 @@ def train(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> N
                 journal.write(Key.FIRST_STEP, {"seconds": _process_age()})
             previous = now
         journal.write(Key.MEMORY, allocation.complete(runtime.memory()))
-        journal.write(Key.HELD, engine.held()._asdict())
+        held = engine.held()
+        # What is offloaded lies where the CPU's own allocator counts it too.
+        counted = held.weights + held.gradients + held.optimizer + held.host * (runtime.device.type == "cpu")
+        journal.write(Key.HELD, {**held._asdict(), "allocated": counted})
 
     _validate(context, task, engine)
     _pulse(context, "after")
     if engine.leader:
         samples = share * (protocol.warmup + protocol.steps)
         journal.write(Key.TOKENS, {"fingerprint": fingerprint_text(combine([digest])), "samples": samples})
+    if protocol.profile:
+        _profile(context, task, engine)
 
 
 def _validate(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> None:
@@ -119,6 +126,27 @@ def _validate(context: RankContext, task: TrainingTask, engine: TrainingEngine) 
             "leader": engine.leader,
         },
     )
+
+
+def _profile(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> None:
+    """Take a few more steps under the profiler; rank 0 leaves their trace with the trial's output."""
+    protocol, journal, runtime = context.trial.protocol, context.journal, context.runtime
+    micro = context.trial.layout.micro or 1
+    share = task.global_batch // engine.data_size
+    first = engine.data_rank * share
+    begun = protocol.warmup + protocol.steps
+    with StepProfiler(runtime.device) as profiler:
+        for step in range(begun, begun + protocol.profile):
+            hosted = [task.batch(step, first + start, micro) for start in range(0, share, micro)]
+            batches = [_to_device(batch, runtime.device) for batch in hosted]
+            runtime.synchronize()
+            with profiler.step():
+                engine.step(batches, task.learning_rate(step))
+                runtime.synchronize()
+    observed = profiler.observed()
+    if context.rank == 0 and (failure := profiler.export(journal.path.parent / "output" / "rank0.trace.json.gz")):
+        observed = msgspec.structs.replace(observed, failure=observed.failure or f"no trace: {failure}")
+    journal.write(Key.COMMUNICATION, observed)
 
 
 def _pulse(context: RankContext, when: str) -> None:

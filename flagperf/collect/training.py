@@ -114,6 +114,7 @@ def training_metrics(
     if first:
         _put(values, "time_to_first_step", _over_ranks("time_to_first_step", first), n=len(first))
     _memory(values, ranks)
+    _communication(values, ranks)
     _validation(values, ranks)
     pulses = machine_speeds(ranks)
     if pulses:
@@ -186,18 +187,44 @@ def _speed(values: dict[str, MetricValue], trial: Trial, ranks: Sequence[RankJou
 
 
 def _memory(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> None:
-    last = [rank.last(Key.MEMORY) for rank in ranks]
-    for name, source in (
-        ("memory_peak_allocated", "peak_allocated"),
-        ("memory_peak_reserved", "peak_reserved"),
-        ("memory_peak_rss", "peak_rss"),
-        ("memory_pss", "pss"),
-        ("memory_device_used", "device_used"),
+    peaks, held = ([rank.last(key) for rank in ranks] for key in (Key.MEMORY, Key.HELD))
+    for name, source, told in (
+        ("memory_peak_allocated", "peak_allocated", peaks),
+        ("memory_peak_reserved", "peak_reserved", peaks),
+        ("memory_peak_rss", "peak_rss", peaks),
+        ("memory_pss", "pss", peaks),
+        ("memory_device_used", "device_used", peaks),
+        ("memory_weights", "weights", held),
+        ("memory_gradients", "gradients", held),
+        ("memory_optimizer", "optimizer", held),
+        ("memory_offloaded", "host", held),
     ):
-        amounts = [x for memory in last if (x := number(memory.get(source))) is not None]
-        # A rank that doesn't tell may be the largest: then there is no answer.
-        if amounts and len(amounts) == len(ranks):
-            _put(values, name, _over_ranks(name, amounts) / _MIB, n=len(amounts))
+        _bytes(values, name, [number(each.get(source)) for each in told])
+    states = [number(each.get("allocated")) for each in held]
+    whole = [number(each.get("peak_allocated")) for each in peaks]
+    rests = [None if p is None or s is None else p - s for p, s in zip(whole, states, strict=True)]
+    _bytes(values, "memory_activations", rests)
+
+
+def _bytes(values: dict[str, MetricValue], name: str, amounts: Sequence[float | None]) -> None:
+    known = [amount for amount in amounts if amount is not None]
+    # A rank that doesn't tell may be the largest: then there is no answer.
+    if known and len(known) == len(amounts):
+        _put(values, name, _over_ranks(name, known) / _MIB, n=len(known))
+
+
+def _communication(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> None:
+    told = [rank.last(Key.COMMUNICATION) for rank in ranks]
+    rows = [[number(each.get(name)) for name in ("seconds", "communication", "exposed")] for each in told]
+    known = [[x for x in row if x is not None] for row in rows]
+    if not known or any(len(row) < 3 or row[0] <= 0 for row in known):
+        return
+    for name, series in (
+        ("communication_time", [row[1] for row in known]),
+        ("communication_exposed", [row[2] for row in known]),
+        ("communication_exposed_share", [row[2] / row[0] for row in known]),
+    ):
+        _put(values, name, _over_ranks(name, series), n=len(series))
 
 
 def _validation(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> None:

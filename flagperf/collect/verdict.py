@@ -303,6 +303,10 @@ def notes(
                 "They are counted; medians bear them.",
             )
         )
+    for rank in ranks:
+        if failure := rank.last(Key.COMMUNICATION).get("failure"):
+            what = f"Communication wasn't observed in full on rank {rank.rank}: {failure}."
+            found.append(Reason("communication_not_observed", what, "Nothing else of the result rests on it."))
     if not telemetry.cost and any(rank.succeeded for rank in ranks):
         found.append(
             Reason(

@@ -371,3 +371,39 @@ def test_steps_that_are_none_are_counted(tmp_path: Path, hostile: Callable[[Any]
     path.write_bytes(b"".join(lines))
     result = read_trial(folder, runs.run([trial]), trial).result
     assert {"steps_missing", "impossible_time"} & set(codes(result.reasons))
+
+
+def test_communication_and_memory_are_those_of_the_rank_with_most(tmp_path: Path) -> None:
+    trial = runs.trial(metrics=[])
+    plan = runs.run([trial])
+    runs.write_run(tmp_path, plan)
+    for rank, (talked, exposed, weights) in enumerate([(0.4, 0.1, 300.0), (0.3, 0.2, 500.0)]):
+        path = tmp_path / "trials" / trial.id / f"rank{rank}.journal"
+        with Journal(path, {"role": "rank", "trial": trial.id, "rank": rank, "world_size": 2}) as journal:
+            journal.write(Key.COMMUNICATION, {"seconds": 1.0 + rank, "communication": talked, "exposed": exposed})
+            held = {"weights": weights * 2**20, "gradients": 0, "optimizer": 0, "host": rank * 2**20}
+            journal.write(Key.HELD, {**held, "allocated": weights * 2**20})
+            journal.write(Key.MEMORY, {"peak_allocated": 600 * 2**20})
+            journal.write(Key.RUN_STOP, {"status": "success"})
+    values = {name: metric.value for name, metric in read_trial(tmp_path, plan, trial).result.metrics.items()}
+    assert values["communication_time"] == 0.4
+    assert values["communication_exposed"] == 0.2
+    assert values["communication_exposed_share"] == 0.1
+    assert values["memory_weights"] == 500
+    assert values["memory_activations"] == 300
+    assert values["memory_offloaded"] == 1
+
+
+def test_communication_that_one_rank_didnt_see_is_no_figure_but_a_note(tmp_path: Path) -> None:
+    trial = runs.trial()
+    plan = runs.run([trial])
+    runs.write_run(tmp_path, plan)
+    path = tmp_path / "trials" / trial.id / "rank1.journal"
+    with path.open("ab") as file:
+        file.write(PREFIX + b'{"time_ms":1,"key":"communication","value":{"failure":"RuntimeError: no counters"}}\n')
+    result = read_trial(tmp_path, plan, trial).result
+    assert result.verdict == "valid"
+    assert [note.message for note in result.notes if note.code == "communication_not_observed"] == [
+        "Communication wasn't observed in full on rank 1: RuntimeError: no counters."
+    ]
+    assert "communication_time" not in result.metrics

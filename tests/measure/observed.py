@@ -1,0 +1,46 @@
+"""One rank of a test, under torchrun: what the profiler says when a rank is late for a collective.
+
+`python -m torch.distributed.run … observed.py FOLDER`. Rank 1 is late twice: rank 0 waits for it idly, then computing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from flagperf.measure.communication import StepProfiler
+
+LATE = 0.5
+
+
+def main(folder: Path) -> None:
+    """Observe both steps and write what was seen of each."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    seen = {}
+    for name in ("idle", "busy"):
+        dist.barrier()
+        with StepProfiler(torch.device("cpu")) as profiler, profiler.step():
+            if rank == 1:
+                time.sleep(LATE)
+            work = dist.all_reduce(torch.ones(1000), async_op=True)
+            assert work is not None
+            began = time.monotonic()
+            while name == "busy" and rank == 0 and time.monotonic() < began + 2 * LATE:
+                torch.mm(torch.ones(300, 300), torch.ones(300, 300))
+            work.wait()
+        seen[name] = profiler.observed()
+        if rank == 0:
+            assert profiler.export(folder / name / "rank0.trace.json.gz") == ""
+    (folder / f"{rank}.json").write_bytes(msgspec.json.encode({"late": LATE, **seen}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
