@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from flagperf.engine import AdamW, Batch, Held, StepOutput, TrainingEngine, TrainingTask
+
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types in which the model computes while weights and optimizer state are fp32."""
+LOSS_SCALE = 2**16
+"""By which the loss is multiplied at first in fp16."""
+LOSS_SCALE_WINDOW = 2000
+"""Steps without an overflow after which the scale is doubled."""
 
 
 class TorchEngine(TrainingEngine):
@@ -25,6 +32,7 @@ class TorchEngine(TrainingEngine):
         self.plain = model
         self.model = self.wrap(model, device)
         self.optimizer = adamw(self.model, task.optimizer)
+        self.loss_scale = LossScale(on=self.context.trial.dtype == "fp16")
 
     def wrap(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         """Return the model on the device with its initial weights, wrapped for this engine."""
@@ -39,26 +47,28 @@ class TorchEngine(TrainingEngine):
         return nullcontext()
 
     def precision(self) -> AbstractContextManager[object]:
-        """Return the context in which the model computes: bf16 by autocast, weights and optimizer state in fp32."""
-        if self.context.trial.dtype == "bf16":
-            return torch.autocast(self.context.runtime.device.type, torch.bfloat16)
+        """Return the context in which the model computes: 16 bits by autocast, weights and optimizer state in fp32."""
+        if narrow := NARROW.get(self.context.trial.dtype):
+            return torch.autocast(self.context.runtime.device.type, narrow)
         return nullcontext()
 
     def step(self, batches: Sequence[Batch], learning_rate: float) -> StepOutput:
-        """Take one optimizer step."""
+        """Take one optimizer step; in fp16 the update is left out where gradients overflowed."""
         self.optimizer.zero_grad(set_to_none=True)
+        scale = self.loss_scale.value
         total = torch.zeros((), device=self.context.runtime.device)
         for number, batch in enumerate(batches):
             with self.accumulating(number == len(batches) - 1):
                 with self.precision():
                     loss = self.model(*batch)
-                (loss / len(batches)).backward()
+                (loss * (scale / len(batches))).backward()
             total += loss.detach()
-        norm = clip_gradients(self.model, self.task.optimizer.clip)
+        norm = clip_gradients(self.model, self.task.optimizer.clip, scale)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
-        return StepOutput(total / len(batches), norm)
+        if not (skipped := self.loss_scale.overflowed(norm)):
+            self.optimizer.step()
+        return StepOutput(total / len(batches), norm, skipped, scale)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> torch.Tensor:
@@ -83,6 +93,28 @@ class TorchEngine(TrainingEngine):
         )
 
 
+class LossScale:
+    """Dynamic loss scaling, off but for fp16: halved when gradients overflow, doubled after a time without.
+
+    It goes by the global norm, which is there anyway and the same on every rank, sharded or not.
+    """
+
+    def __init__(self, *, on: bool) -> None:
+        self.on, self.value, self._good = on, float(LOSS_SCALE) if on else 1.0, 0
+
+    def overflowed(self, norm: torch.Tensor) -> bool:
+        """Say whether this step's update must be left out, and set the next step's scale."""
+        if not self.on:
+            return False
+        finite = bool(norm.isfinite())
+        self._good = self._good + 1 if finite else 0
+        if not finite:
+            self.value /= 2
+        elif self._good % LOSS_SCALE_WINDOW == 0:
+            self.value *= 2
+        return not finite
+
+
 def tensor_bytes(tensors: Iterable[object]) -> int:
     """Return the bytes of the local storages behind tensors, each counted once, however many views there are of it."""
     storages = {}
@@ -94,19 +126,21 @@ def tensor_bytes(tensors: Iterable[object]) -> int:
     return sum(storages.values())
 
 
-def adamw(model: torch.nn.Module, settings: AdamW) -> torch.optim.Optimizer:
-    """Return AdamW over a model's parameters, decaying the matrices only."""
+def adamw(
+    model: torch.nn.Module, settings: AdamW, dimensions: Callable[[torch.Tensor], int] = torch.Tensor.dim
+) -> torch.optim.Optimizer:
+    """Return AdamW over a model's parameters, decaying the matrices only; `dimensions` tells which these are."""
     parameters = list(model.parameters())
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if dimensions(p) >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if dimensions(p) < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True)
 
 
 @torch.no_grad()
-def clip_gradients(model: torch.nn.Module, limit: float) -> torch.Tensor:
-    """Scale all gradients so that their global norm is at most `limit`; return the norm from before.
+def clip_gradients(model: torch.nn.Module, limit: float, loss_scale: float = 1.0) -> torch.Tensor:
+    """Take the loss scale out of all gradients and their global norm down to `limit`; return the norm between the two.
 
     Shards are added up over the ranks that hold them.
     """

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from flagperf.engines.common import TorchEngine
+from flagperf.engines.common import NARROW, TorchEngine
 
 
 class FSDP(TorchEngine):
@@ -20,8 +20,8 @@ class FSDP(TorchEngine):
         """Return the model sharded, each rank holding its part of the canonical weights."""
         mesh = init_device_mesh(device.type, (self.context.world_size,))
         policy = MixedPrecisionPolicy()
-        if self.context.trial.dtype == "bf16":
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if narrow := NARROW.get(self.context.trial.dtype):
+            policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
         free = self.layout.zero != 2
         for block in self.task.blocks(model):
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=free)
