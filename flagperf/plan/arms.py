@@ -87,8 +87,11 @@ def complete(
         values[key] = value
     layout = Layout(**values)
     for refusal in engine.refused:
-        if all(int(getattr(layout, key) or 0) >= least for key, least in refusal.least.items()):
-            asked = ",".join(f"{key}={int(getattr(layout, key))}" for key in refusal.least)
+        chosen = {key: int(getattr(layout, key) or 0) for key in (*refusal.least, *refusal.most)}
+        if all(chosen[key] >= least for key, least in refusal.least.items()) and all(
+            chosen[key] <= most for key, most in refusal.most.items()
+        ):
+            asked = ",".join(f"{key}={value}" for key, value in chosen.items())
             raise UsageError(
                 f"The engine {engine.name!r} can't do {asked}: {refusal.why}.",
                 f"The nearest it can do is {refusal.instead}.",

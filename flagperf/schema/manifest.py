@@ -46,7 +46,9 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A combination of layout keys that an engine can't do though it takes each by itself."""
 
     least: dict[str, int]
-    """Refused where every one of these keys has at least this value."""
+    """Refused where every one of these keys has at least this value …"""
+    most: dict[str, int] = {}
+    """… and every one of these at most this value."""
     why: str
     instead: str
     """The nearest layout that it can do, as a person would write it."""
