@@ -40,7 +40,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (a few minutes the first time) …"
-	$(PIP) -e .
+	DS_BUILD_OPS=0 $(PIP) -e '.[all]'
+	@# Without its dependency: pyproject.toml says why. Of other Pythons and processors there is no wheel.
+	@if $(BIN)/python -c 'import platform, sys; sys.exit((sys.version_info[:2], platform.machine()) != ((3, 11), "x86_64"))'; \
+	  then $(PIP) --no-deps bmtrain; else echo "Going on without the engine bmtrain: it has wheels for Python 3.11 on x86-64 alone."; fi
 	@touch $@
 
 $(VENV)/.developed: $(VENV)/.installed

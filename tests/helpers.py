@@ -1,13 +1,18 @@
-"""The command line as a user runs it, and the smallest real trial."""
+"""The command line as a user runs it, the smallest real trial, and what a test can't do without."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+
+from flagperf.registry import Registries
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +46,20 @@ def started(*arguments: str, **kwargs: Any) -> subprocess.Popen[str]:
         start_new_session=True,
         **kwargs,
     )
+
+
+def needs(*distributions: str) -> None:
+    """Skip the calling test, or module, where a distribution isn't installed and tell the command; on CI, fail."""
+    __tracebackhide__ = True
+    commands = {need.distribution: need.install for engine in Registries().engines.all() for need in engine.requires}
+    for distribution in distributions:
+        try:
+            metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            told = f"{distribution} isn't installed: {commands.get(distribution, f'pip install {distribution}')}"
+            if os.environ.get("CI"):
+                pytest.fail(f"{told} (on CI nothing may be left out)")
+            pytest.skip(told, allow_module_level=True)
 
 
 def leftovers(run: Path) -> list[str]:
