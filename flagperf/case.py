@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flagperf.schema.estimate import Estimate
+from flagperf.schema.ledger import WHOLE, Ledger
 from flagperf.schema.trial import Trial
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class Case(ABC):
         """Return the settings, complete and in plain JSON; raise UsageError for a bad or unknown one."""
 
     @abstractmethod
-    def estimate(self) -> Estimate:
-        """Predict the trial's size and work by formula."""
+    def estimate(self, ledger: Ledger = WHOLE) -> Estimate:
+        """Predict the trial's size and work by formula; `ledger` is the engine's."""
 
     def check_layout(self) -> None:
         """Raise UsageError, with the nearest layout that can, where the trial's can't hold the model."""

@@ -10,10 +10,11 @@ from flagperf.case import Case, Progress
 from flagperf.data import NotPrepared, open_tokens, prepare
 from flagperf.errors import UsageError
 from flagperf.schema.estimate import Estimate
+from flagperf.schema.ledger import WHOLE, Ledger
 from flagperf.schema.trial import Trial
 from flagperf.settings import typed
 
-from . import formulas
+from . import memory
 from .settings import PretrainSettings
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ class AquilaPretrain(Case):
         plain: dict[str, Any] = msgspec.to_builtins(checked)
         return plain
 
-    def estimate(self) -> Estimate:
+    def estimate(self, ledger: Ledger = WHOLE) -> Estimate:
         """Predict parameters, FLOPs and memory a rank."""
-        return formulas.estimate(self.settings.model, self.trial)
+        return memory.estimate(self.settings.model, self.trial, ledger)
 
     def check_layout(self) -> None:
         """Refuse tensor- and pipeline-parallel sizes that the model can't be divided by."""

@@ -17,8 +17,10 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     gradients: int
     optimizer: int
     activations: int
+    offloaded: int = 0
+    """On the host, and not in the total."""
 
     @property
     def total(self) -> int:
-        """Bytes a rank, without what the framework itself takes."""
+        """Bytes a rank, on the device, without what the framework itself takes."""
         return self.weights + self.gradients + self.optimizer + self.activations

@@ -8,6 +8,7 @@ import msgspec
 from packaging.specifiers import SpecifierSet
 
 from flagperf.schema.contest import Claim
+from flagperf.schema.ledger import WHOLE, Ledger
 from flagperf.schema.protocol import Protocol
 
 
@@ -68,6 +69,8 @@ class EngineManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=
     max_ranks: int | None = None
     collectives: list[str] = []
     """Operations of torch.distributed it can't do without: `all_reduce`, `reduce_scatter` …"""
+    memory: Ledger = WHOLE
+    """What its ranks hold."""
 
 
 class ContestManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
