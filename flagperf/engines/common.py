@@ -149,8 +149,8 @@ def clip_gradients(model: torch.nn.Module, limit: float, loss_scale: float = 1.0
     squares = sum_of_squares(shards)
     if hasattr(gradients[0], "device_mesh"):
         torch.distributed.all_reduce(squares, group=gradients[0].device_mesh.get_group())
-    norm = squares.sqrt().float()
-    scale_gradients(shards, norm, limit)
+    norm = (squares.sqrt() / loss_scale).float()
+    scale_gradients(shards, norm, limit, loss_scale)
     return norm
 
 
@@ -163,8 +163,8 @@ def sum_of_squares(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([torch.linalg.vector_norm(t, dtype=exact) for t in tensors]).square().sum()
 
 
-def scale_gradients(gradients: list[torch.Tensor], norm: torch.Tensor, limit: float) -> None:
-    """Scale gradients in place so that a global norm of `norm` becomes at most `limit`."""
-    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+def scale_gradients(gradients: list[torch.Tensor], norm: torch.Tensor, limit: float, loss_scale: float = 1.0) -> None:
+    """Scale gradients in place: the loss scale out of them, and a global norm of `norm` without it down to `limit`."""
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0) / loss_scale
     if norm.device.type != "cpu" or scale < 1:  # elsewhere asking would make the host wait for the device
         torch._foreach_mul_(gradients, scale)

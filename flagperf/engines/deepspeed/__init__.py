@@ -4,5 +4,5 @@
 | --- | --- |
 | `shims` | `prepare(device)`: the process, before torch.distributed is up; no compiler is needed |
 | `config` | `config(…)`: DeepSpeed's configuration from layout, type, optimizer and batch |
-| `engine` | `DeepSpeed`: the engine; `unit`, `construct`, `initial`, `loss`, `weights` and `mpu` are there to override |
+| `engine` | `DeepSpeed`: the engine; `unit`, `construct`, `initial`, `loss`, `weights`, `mpu` are there to override |
 """
