@@ -59,16 +59,22 @@ def best(contest: Contest, engine: str, results: Sequence[Result]) -> Arm | None
     return max(fitting, key=lambda each: each.tokens_per_second or 0.0).arm if fitting else None
 
 
+def sides(contest: Contest, results: Sequence[Result]) -> dict[Question, tuple[Arm | None, Arm | None]]:
+    """Return candidate and baseline of each question that is asked; None for a best layout that wasn't found."""
+    asked: dict[Question, tuple[Arm | None, Arm | None]] = {"equal": (contest.candidate, contest.baseline)}
+    if contest.ladders:
+        found = [best(contest, arm.engine, results) for arm in (contest.candidate, contest.baseline)]
+        asked["best"] = found[0], found[1]
+    if contest.without_overlap is not None:
+        asked["overlap"] = (contest.candidate, contest.without_overlap)
+    return asked
+
+
 def answers(run: Run, results: Sequence[Result], contest: Contest, curves: Curves | None) -> list[Comparison]:
     """Return the comparisons that answer a run's contest, question by question."""
     own = [result for result in results if result.run == run.id]
-    sides: dict[Question, tuple[Arm | None, Arm | None]] = {"equal": (contest.candidate, contest.baseline)}
-    if contest.ladders:
-        sides["best"] = best(contest, contest.candidate.engine, own), best(contest, contest.baseline.engine, own)
-    if contest.without_overlap is not None:
-        sides["overlap"] = (contest.candidate, contest.without_overlap)
     found: list[Comparison] = []
-    for question, (candidate, baseline) in sides.items():
+    for question, (candidate, baseline) in sides(contest, own).items():
         if candidate is None or baseline is None:
             found.append(_nothing_fits(contest, question, candidate, baseline))
             continue
@@ -100,7 +106,7 @@ def _nothing_fits(contest: Contest, question: Question, candidate: Arm | None, b
 
 
 def compared(run: Run, results: Sequence[Result], curves: Curves | None = None) -> list[Comparison]:
-    """Return a run's comparisons: the answers to its contest, else each arm against the baseline if there are several."""
+    """Return a run's comparisons: the answers to its contest, else each arm against the baseline."""
     if run.contest is not None:
         return answers(run, results, run.contest, curves)
     several = len({(result.engine, result.layout) for result in results}) > 1
