@@ -14,12 +14,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
 from flagperf.engine import Batch, Held, StepOutput, TrainingTask
-from flagperf.engines.common import scale_gradients, sum_of_squares, tensor_bytes
+from flagperf.engines.common import LOSS_SCALE, LOSS_SCALE_WINDOW, scale_gradients, sum_of_squares, tensor_bytes
 
 from . import shims
 from .parallel import MegatronParallel
-
-_INITIAL_LOSS_SCALE = 2.0**16
 
 
 class Megatron(MegatronParallel):
@@ -66,7 +64,9 @@ class Megatron(MegatronParallel):
             bf16=dtype == "bf16",
             fp16=dtype == "fp16",
             params_dtype=self.model.config.params_dtype,
-            initial_loss_scale=_INITIAL_LOSS_SCALE,
+            initial_loss_scale=LOSS_SCALE,
+            loss_scale_window=LOSS_SCALE_WINDOW,
+            hysteresis=1,
             use_distributed_optimizer=self.sharded,
             overlap_param_gather=self.parallel.ddp_config.overlap_param_gather,
         )

@@ -73,7 +73,8 @@ class MegatronParallel(TrainingEngine):
         for name, place in weights.places(self.task.decoder, self.layout.pp).items():
             if place.stage == stage:
                 full = self.task.initial_weight(name, weights.shape(name, self.task.decoder))
-                yield self._parameters[place.name], weights.shard(name, full, self.task.decoder, rank, ranks)
+                own = weights.shard(name, full, self.task.decoder, rank, ranks)
+                yield self._parameters[place.name], own.contiguous()
 
     def master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """Return this rank's shard of a weight in the precision in which it is kept; all ranks of a group call it."""
