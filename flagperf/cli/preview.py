@@ -70,6 +70,7 @@ def _row(trial: Trial, run: Run, registries: Registries, nodes: Nodes) -> dict[s
         "steps": steps,
         "parameters": estimate.parameters,
         "estimated_bytes_per_rank": estimate.total,
+        "estimated_host_bytes_per_rank": estimate.offloaded,
         "estimated_flops": flops,
         "estimated_seconds": None if peak is None else _STARTUP + flops / (peak * trial.ranks * _MFU),
         "command": registries.launchers.load(run.launcher)(nodes).command(trial, Path("RUN") / "trials" / trial.id),

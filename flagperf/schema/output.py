@@ -108,6 +108,7 @@ class PlannedTrial(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     parameters: int
     estimated_bytes_per_rank: int
+    estimated_host_bytes_per_rank: int
     estimated_flops: float
     estimated_seconds: float | None
     command: list[str]
