@@ -43,10 +43,10 @@ class Megatron(MegatronParallel):
             wrapped,
         )
         self.optimizer = self._optimizer(task)
-        for parameter, value in self.initial():
+        for name, parameter in self.model.named_parameters():
             master = getattr(parameter, "main_param", None)
             if master is not None:  # it was made from a weight already rounded to 16 bits
-                master.copy_(self._part(parameter, value).view_as(master))
+                master.copy_(self._part(parameter, self.initial(name, parameter)).view_as(master))
         config.finalize_model_grads_func = finalize_model_grads
         config.grad_scale_func = self.optimizer.scale_loss
         config.no_sync_func = self.parallel.no_sync if overlap else None

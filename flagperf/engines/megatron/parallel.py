@@ -45,7 +45,7 @@ class MegatronParallel(TrainingEngine):
 
     def start_groups(self) -> None:
         """Make Megatron's process groups; torch.distributed must be up."""
-        self.shims = shims.install(self.context.runtime.device)
+        self.cuda_shims = shims.install(self.context.runtime.device)
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=self.layout.tp,
             pipeline_model_parallel_size=self.layout.pp,
@@ -58,23 +58,28 @@ class MegatronParallel(TrainingEngine):
         """Build this rank's part of the model from the canonical weights."""
         self.task = task
         self.model = build(task.decoder, self.layout, self.context.trial.dtype).to(self.context.runtime.device)
-        self._parameters = dict(self.model.named_parameters())
-        shims.name_types(self.model, self.context.runtime.device)
-        for parameter, value in self.initial():
-            # Megatron marks what it splits only while it initialises weights; by this a norm is known to be a copy.
-            parameter.tensor_model_parallel = parameter.dim() > 1  # type: ignore[attr-defined]
+        self.know(self.model)
+        for name, parameter in self.model.named_parameters():
             with torch.no_grad():
-                parameter.copy_(value)
+                parameter.copy_(self.initial(name, parameter))
 
-    def initial(self) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
-        """Yield this rank's parameters with their initial values, float32 on the host."""
-        rank, ranks = parallel_state.get_tensor_model_parallel_rank(), self.layout.tp
+    def know(self, model: GPTModel) -> None:
+        """Learn which canonical weights this rank's part has, and tell Megatron's optimizers what they ask for."""
         stage = parallel_state.get_pipeline_model_parallel_rank()
-        for name, place in weights.places(self.task.decoder, self.layout.pp).items():
-            if place.stage == stage:
-                full = self.task.initial_weight(name, weights.shape(name, self.task.decoder))
-                own = weights.shard(name, full, self.task.decoder, rank, ranks)
-                yield self._parameters[place.name], own.contiguous()
+        placed = weights.places(self.task.decoder, self.layout.pp).items()
+        self._canonical = {place.name: name for name, place in placed if place.stage == stage}
+        self._parameters = dict(model.named_parameters())
+        for name, parameter in self._parameters.items():
+            # Megatron marks what it splits only while it initialises weights; by this a norm is known to be a copy.
+            whole = len(weights.shape(self._canonical[name], self.task.decoder)) < 2
+            parameter.tensor_model_parallel = not whole
+
+    def initial(self, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """Return what a parameter of this rank, by Megatron's name, starts as: its shard, float32, on the host."""
+        canonical, decoder = self._canonical[name], self.task.decoder
+        full = self.task.initial_weight(canonical, weights.shape(canonical, decoder))
+        rank: int = parallel_state.get_tensor_model_parallel_rank()
+        return weights.shard(canonical, full, decoder, rank, self.layout.tp).contiguous()
 
     def master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """Return this rank's shard of a weight in the precision in which it is kept; all ranks of a group call it."""
@@ -89,7 +94,7 @@ class MegatronParallel(TrainingEngine):
         )
         for name, place in weights.places(decoder, self.layout.pp).items():
             if place.stage == stage:
-                own = self.master(self._parameters[place.name]).float().contiguous()
+                own = self.master(self._parameters[place.name]).to(device, torch.float32).contiguous()
                 shards = [torch.empty_like(own) for _ in range(self.layout.tp)]
                 dist.all_gather(shards, own, group=parallel_state.get_tensor_model_parallel_group())
                 full = weights.merge(name, shards, decoder).contiguous()
@@ -105,7 +110,7 @@ class MegatronParallel(TrainingEngine):
             "layers": "Megatron's local spec; RMSNorm of torch; no fused kernels",
             "attention": "torch scaled_dot_product_attention in place of the local spec's, as in other engines",
             "loss": "Megatron's vocabulary-parallel cross-entropy on whole logits, in float32",
-            "shims": self.shims,
+            "shims": self.cuda_shims,
         }
 
     def close(self) -> None:

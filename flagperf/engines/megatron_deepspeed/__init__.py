@@ -1,0 +1,1 @@
+"""Megatron-Core's tensor-parallel GPTModel under DeepSpeed ZeRO: what Megatron-DeepSpeed is."""
