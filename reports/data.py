@@ -8,18 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from flagperf.collect.compare import compare, labels
+from flagperf.collect.contest import answers, sides, told
 from flagperf.collect.journals import HarnessJournal, RankJournal, Telemetry, read_harness
 from flagperf.collect.runs import read_run
 from flagperf.collect.training import Window, window
 from flagperf.collect.trials import TrialRecord, read_trial
 from flagperf.errors import UnknownName
 from flagperf.metrics import catalogue
+from flagperf.schema.contest import Arm, Contest, Question
 from flagperf.schema.event import Key
-from flagperf.schema.result import Comparison, Result
+from flagperf.schema.layout import Layout
+from flagperf.schema.result import Comparison, ContestOutput, Result
 from flagperf.schema.trial import Outcome, Run, Trial
 
 Floats = npt.NDArray[np.float64]
@@ -51,6 +55,33 @@ class TrialView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContestView:
+    """What a contest's group has beyond its trials."""
+
+    contest: Contest
+    sides: dict[Question, tuple[Arm | None, Arm | None]]
+    """Candidate and baseline of each question."""
+    names: dict[Arm, str]
+    """What the page calls those that were planned to be measured."""
+    searched: list[TrialView]
+    """The short trials that looked for the best layouts."""
+    answers: list[Comparison]
+    """As `flagperf run --json` has them; the group's comparisons are these under the page's names."""
+    output: ContestOutput
+
+    def answer(self, question: Question, comparisons: list[Comparison]) -> dict[str, Comparison]:
+        """Return what answers a question, by metric."""
+        return {c.metric: c for c in comparisons if c.question == question}
+
+    def pair(self, question: Question) -> tuple[str, str] | None:
+        """Return the page's names of a question's sides, if both are measured."""
+        candidate, baseline = self.sides.get(question, (None, None))
+        if candidate is None or baseline is None or not {candidate, baseline} <= self.names.keys():
+            return None
+        return self.names[candidate], self.names[baseline]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """Trials of one run that may be compared: same case, preset, data type, ranks and vendor."""
 
@@ -61,19 +92,23 @@ class Group:
     """The baseline first, if it is here, then in the order of the plan."""
     baseline: str | None
     comparisons: list[Comparison]
+    contest: ContestView | None = None
 
     @property
     def first(self) -> Trial:
         """The trial that stands for what all share."""
-        return self.trials[0].trial
+        if self.trials or self.contest is None:
+            return self.trials[0].trial
+        # Nothing but the search has been planned yet; its protocol is shorter than the one that counts.
+        return msgspec.structs.replace(self.contest.searched[0].trial, protocol=self.contest.contest.protocol)
 
     def of(self, arm: str, *, valid: bool = True) -> list[TrialView]:
         """Return an arm's trials, by default those that count."""
         return [view for view in self.trials if view.arm == arm and (view.valid or not valid)]
 
     def compared(self, candidate: str) -> dict[str, Comparison]:
-        """Return a candidate's comparisons by metric."""
-        return {c.metric: c for c in self.comparisons if c.candidate == candidate}
+        """Return a candidate's comparisons with the baseline, by metric."""
+        return {c.metric: c for c in self.comparisons if (c.candidate, c.baseline) == (candidate, self.baseline)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +161,14 @@ def _all_measured(rank: RankJournal) -> RankJournal:
     return dataclasses.replace(rank, steps=steps)
 
 
-def _group(name: str, run: Run, trials: list[TrialView]) -> Group:
-    keys = [(view.result.engine, view.result.layout) for view in trials]
-    distinct = list(dict.fromkeys(keys))
-    names = dict(zip(distinct, labels(distinct), strict=True))
-    trials = [dataclasses.replace(view, arm=names[key]) for view, key in zip(trials, keys, strict=True)]
-    group = Group(id=name, run=run, trials=trials, arms=list(names.values()), baseline=None, comparisons=[])
-    if len(distinct) < 2:
+def _group(name: str, run: Run, every: list[TrialView]) -> Group:
+    trials = [view for view in every if view.trial.purpose == "measure"]
+    arms = list(dict.fromkeys((view.result.engine, view.result.layout) for view in trials))
+    called = dict(zip(arms, labels(arms), strict=True))
+    if run.contest is not None:
+        return _contested(name, run, run.contest, every, called)
+    group = _named(name, run, trials, called)
+    if len(arms) < 2:
         return group
     results = [view.result for view in trials]
     try:
@@ -140,13 +176,69 @@ def _group(name: str, run: Run, trials: list[TrialView]) -> Group:
     except UnknownName:  # the run's baseline isn't among these: the first takes its place
         baseline = group.arms[0]
     group = dataclasses.replace(group, baseline=baseline, arms=sorted(group.arms, key=lambda arm: arm != baseline))
-    return dataclasses.replace(group, comparisons=compare(results, baseline, curves=_worst_steps(group)))
+    return dataclasses.replace(group, comparisons=compare(results, baseline, curves=_worst_steps(group, [baseline])))
 
 
-def _worst_steps(group: Group) -> dict[tuple[str, str], dict[int, float]]:
+def _named(name: str, run: Run, trials: list[TrialView], names: dict[tuple[str, str], str]) -> Group:
+    """Return a group of trials under their arms' names, with nothing compared yet."""
+    views = [dataclasses.replace(v, arm=names[v.result.engine, v.result.layout]) for v in trials]
+    return Group(id=name, run=run, trials=views, arms=list(names.values()), baseline=None, comparisons=[])
+
+
+def _contested(
+    name: str, run: Run, contest: Contest, every: list[TrialView], called: dict[tuple[str, str], str]
+) -> Group:
+    """Return the group with what answers its contest's questions; `called` has the collector's names of arms."""
+    trials = [view for view in every if view.trial.purpose == "measure"]
+    names = _readable(contest, list(dict.fromkeys(Arm(v.trial.engine, v.trial.layout) for v in trials)))
+    group = _named(name, run, trials, {(arm.engine, str(arm.layout)): own for arm, own in names.items()})
+    baseline = names.get(contest.baseline)
+    group = dataclasses.replace(group, baseline=baseline, arms=sorted(group.arms, key=lambda arm: arm != baseline))
+    results = [view.result for view in every]
+    found = answers(run, results, contest, _worst_steps(group, group.arms))
+    output = told(run, results, found)
+    assert output is not None, "the run has a contest"
+    view = ContestView(
+        contest=contest,
+        sides=sides(contest, results),
+        names=names,
+        searched=[view for view in every if view.trial.purpose == "search"],
+        answers=found,
+        output=output,
+    )
+    own = {called[arm.engine, str(arm.layout)]: name for arm, name in names.items()}
+    renamed = [
+        msgspec.structs.replace(
+            each, candidate=own.get(each.candidate, each.candidate), baseline=own.get(each.baseline, each.baseline)
+        )
+        for each in found
+    ]
+    return dataclasses.replace(group, comparisons=renamed, contest=view)
+
+
+def _readable(contest: Contest, arms: list[Arm]) -> dict[Arm, str]:
+    """Return short names: an engine's own where the contest named it once, with what is different for its others."""
+    named = {contest.candidate, contest.baseline}
+    names: dict[Arm, str] = {}
+    for arm in arms:
+        own = [other for other in arms if other.engine == arm.engine]
+        standards = [other for other in named if other.engine == arm.engine]
+        others = standards if len(standards) == 1 else own
+        differing = [
+            key
+            for key in Layout.__struct_fields__
+            if any(getattr(arm.layout, key) != getattr(other.layout, key) for other in others)
+        ]
+        values = {key: getattr(arm.layout, key) for key in differing}
+        shown = ",".join(f"{key}={'auto' if value is None else int(value)}" for key, value in values.items())
+        names[arm] = f"{arm.engine}:{shown}" if shown else arm.engine
+    return names
+
+
+def _worst_steps(group: Group, baselines: list[str]) -> dict[tuple[str, str], dict[int, float]]:
     """Return the losses of the steps at which pairs differ most: all that the comparison needs of their curves."""
     curves: dict[tuple[str, str], dict[int, float]] = {}
-    for difference in loss_differences(group):
+    for difference in (each for baseline in baselines for each in loss_differences(group, baseline)):
         worst = difference.step[int(np.argmax(np.abs(difference.relative)))]
         for view in difference.pair:
             if view.steps is not None:
@@ -168,6 +260,7 @@ class LossDifference:
     """How far a candidate's losses are from the baseline's, for one pair of trials with the same seed."""
 
     arm: str
+    baseline: str
     trial: int
     pair: tuple[TrialView, TrialView]
     """The candidate's trial and the baseline's."""
@@ -181,16 +274,17 @@ class LossDifference:
         return float(np.max(np.abs(self.relative))) if len(self.relative) else 0.0
 
 
-def loss_differences(group: Group) -> list[LossDifference]:
-    """Return the differences of all valid pairs."""
-    if group.baseline is None:
+def loss_differences(group: Group, baseline: str | None = None) -> list[LossDifference]:
+    """Return the differences of all valid pairs from the group's baseline, or another arm."""
+    baseline = baseline or group.baseline
+    if baseline is None:
         return []
-    base = {(v.trial.trial, v.trial.seed): v for v in group.of(group.baseline) if v.steps is not None}
+    base = {(v.trial.trial, v.trial.seed): v for v in group.of(baseline) if v.steps is not None}
     found = []
     for arm in group.arms:
         for view in group.of(arm):
             other = base.get((view.trial.trial, view.trial.seed))
-            if arm == group.baseline or other is None or view.steps is None or other.steps is None:
+            if arm == baseline or other is None or view.steps is None or other.steps is None:
                 continue
             step, mine, its = np.intersect1d(view.steps.step, other.steps.step, return_indices=True)
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -200,6 +294,7 @@ def loss_differences(group: Group) -> list[LossDifference]:
                 found.append(
                     LossDifference(
                         arm=arm,
+                        baseline=baseline,
                         trial=view.trial.trial,
                         pair=(view, other),
                         step=step[kept],

@@ -22,13 +22,13 @@ from flagperf._version import __version__
 from flagperf.errors import FlagPerfError, UsageError
 from flagperf.schema import SCHEMA_VERSION
 
-from . import environment, rules, tables
+from . import contest, environment, rules, tables
 from .bundle import bundle
 from .charts import DASHES, MOST_TRIALS, Chart, charts
 from .data import Group, Progress, RunView, load
 from .numbers import exact
 from .texts import LANGUAGES, Both, coded, same, text, texts
-from .words import verdicts
+from .words import Verdict, verdicts
 
 COLOURS = 8
 """Colours of engines in page.css; more engines than that go round, told apart by their dashes."""
@@ -66,7 +66,8 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
             language=language,
             runs=runs,
             groups=groups,
-            verdicts={group.id: [(v, tables.plot(v.plotted)) for v in verdicts(group)] for group in groups},
+            verdicts={group.id: [(v, tables.plot(v.plotted)) for v in _verdicts(group)] for group in groups},
+            contests={group.id: contest.shown(group) for group in groups},
             blocks={group.id: tables.blocks(group) for group in groups},
             trials={group.id: tables.trial_table(group) for group in groups},
             remarks={group.id: tables.remarks(group) for group in groups},
@@ -91,10 +92,16 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
     )
 
 
+def _verdicts(group: Group) -> list[Verdict]:
+    return verdicts(group) if group.contest is None else contest.cards(group, group.contest)
+
+
 def _title(groups: Sequence[Group]) -> Both:
     cases = list(dict.fromkeys(f"{group.first.case} · {group.first.preset}" for group in groups))
     if not cases:
         return text("page.title")
+    if len(groups) == 1 and groups[0].contest is not None:
+        return contest.contest_title(groups[0].contest)
     return same(cases[0] if len(cases) == 1 else f"{cases[0]} + {len(cases) - 1}")
 
 
@@ -108,12 +115,23 @@ def _data(runs: Sequence[RunView]) -> dict[str, Any]:
         "flagperf": __version__,
         "schema": SCHEMA_VERSION,
         "runs": [run.run for run in runs],
-        "results": [view.result for run in runs for group in run.groups for view in group.trials],
+        "results": [
+            view.result
+            for run in runs
+            for group in run.groups
+            for view in (*(group.contest.searched if group.contest else ()), *group.trials)
+        ],
         "comparisons": [
             {"run": run.run.id, **msgspec.to_builtins(comparison)}
             for run in runs
             for group in run.groups
-            for comparison in group.comparisons
+            for comparison in (group.contest.answers if group.contest else group.comparisons)
+        ],
+        "contests": [
+            {"run": run.run.id, **msgspec.to_builtins(group.contest.output)}
+            for run in runs
+            for group in run.groups
+            if group.contest is not None
         ],
         "environments": [run.harness.environments for run in runs],
     }

@@ -212,9 +212,9 @@ def plot(comparisons: Sequence[Comparison]) -> Plot | None:
 
 
 def _tick(reach: float) -> float:
-    """Return a round step that gives two to four ticks on each side of zero."""
-    power = 10.0 ** math.floor(math.log10(reach / 2))
-    return next(power * k for k in (1, 2, 5, 10) if reach / (power * k) <= 4)
+    """Return a round step that gives one to three ticks on each side of zero, fewer where their labels are longer."""
+    power, most = 10.0 ** math.floor(math.log10(reach / 2)), 3 if reach < 0.3 else 2
+    return next(power * k for k in (1, 2, 5, 10) if int(reach / (power * k)) <= most)
 
 
 class TrialRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -31,14 +31,17 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     headline: Both
     details: list[Both]
     candidate: str = ""
+    baseline: str = ""
     plotted: list[Comparison] = []
+    question: Both = same("")
+    """Of a contest, that it answers."""
 
 
 def verdicts(group: Group) -> list[Verdict]:
     """Return the verdicts of a group: one a candidate, else one an engine; invalid arms are named, never ranked."""
     valid = [arm for arm in group.arms if group.of(arm)]
     if not valid:
-        return [_invalid(text("verdict.no_valid"), group, group.arms)]
+        return [invalid(text("verdict.no_valid"), group, group.arms)]
     differences = loss_differences(group)
     found: list[Verdict] = []
     if group.baseline in valid:
@@ -46,11 +49,11 @@ def verdicts(group: Group) -> list[Verdict]:
     if not found:
         found = [_alone(group, arm) for arm in valid]
     return found + [
-        _invalid(text("verdict.arm_invalid", arm=arm), group, [arm]) for arm in group.arms if arm not in valid
+        invalid(text("verdict.arm_invalid", arm=arm), group, [arm]) for arm in group.arms if arm not in valid
     ]
 
 
-def _invalid(headline: Both, group: Group, arms: Sequence[str]) -> Verdict:
+def invalid(headline: Both, group: Group, arms: Sequence[str]) -> Verdict:
     """Name what is invalid; reasons that several trials share are said once."""
     shared: dict[tuple[str, str], list[str]] = {}
     for view in (view for arm in arms for view in group.of(arm, valid=False)):
@@ -84,7 +87,7 @@ def _alone(group: Group, arm: str) -> Verdict:
     shares = [view.result.metrics["mfu"].value for view in views if "mfu" in view.result.metrics]
     if shares:
         details.append(text("verdict.alone_mfu", value=percent(median(shares), 3)))
-    details += _left_out(group, [arm])
+    details += left_out(group, [arm])
     if len(group.arms) == 1:
         details.append(text("verdict.alone_hint", arm=arm))
     return Verdict(kind="measured", badge=text("badge.measured"), headline=headline, details=details)
@@ -94,28 +97,28 @@ def _candidate(group: Group, arm: str, differences: list[LossDifference]) -> Ver
     compared = group.compared(arm)
     name = leading_metric(group)
     lead = compared.get(name or "") or next(iter(compared.values()), None)
-    losses, agree = loss_sentence(group, arm, differences)
+    losses, agree = loss_sentence(group, compared.values(), [d for d in differences if d.arm == arm])
     plotted = [c for c in compared.values() if c.ratio is not None]
     if lead is None:
         return Verdict(
             kind="cannot_tell",
             badge=text("badge.cannot_tell"),
             headline=text("verdict.unclear", candidate=arm, baseline=group.baseline),
-            details=[text("verdict.nothing"), *_left_out(group, [arm, group.baseline or ""])],
+            details=[text("verdict.nothing"), *left_out(group, [arm, group.baseline or ""])],
             candidate=arm,
         )
     headline, badge, detail = speed_sentence(lead)
     memory = memory_sentences({key: c for key, c in compared.items() if c is not lead})
     details = [detail, losses, *memory] if agree else [losses, detail, *memory]
-    told = {note.message: note for c in compared.values() for note in c.notes if note.code not in _SAID}
-    details += [sentences([same(note.message), same(note.hint)]) for note in told.values()]
-    details += _left_out(group, [arm, group.baseline or ""])
+    details += note_sentences(compared.values())
+    details += left_out(group, [arm, group.baseline or ""])
     return Verdict(
         kind=lead.verdict.replace(" ", "_"),
         badge=badge,
         headline=headline,
         details=[part for part in details if part],
         candidate=arm,
+        baseline=group.baseline or "",
         plotted=plotted,
     )
 
@@ -125,7 +128,7 @@ def speed_sentence(c: Comparison) -> tuple[Both, Both, Both]:
     speed = c.metric in ("tokens_per_second", "step_time")
     effect = exact(c.minimum_effect)
     fields = {"candidate": c.candidate, "baseline": c.baseline, "effect": effect, "metric": title(c.metric)}
-    pairs = text("verdict.pair") if c.pairs == 1 else text("verdict.pairs", count=c.pairs)
+    pairs = pair_count(c)
     interval = c.low is not None and c.high is not None
     if c.verdict in ("better", "worse") and c.ratio is not None and c.low is not None and c.high is not None:
         faster = c.verdict == "better"
@@ -154,6 +157,17 @@ def speed_sentence(c: Comparison) -> tuple[Both, Both, Both]:
     )
 
 
+def pair_count(c: Comparison) -> Both:
+    """Return how many pairs of trials a comparison has."""
+    return text("verdict.pair") if c.pairs == 1 else text("verdict.pairs", count=c.pairs)
+
+
+def note_sentences(comparisons: Iterable[Comparison]) -> list[Both]:
+    """Return what comparisons note beyond what the sentences here say by themselves."""
+    told = {note.message: note for c in comparisons for note in c.notes if note.code not in _SAID}
+    return [sentences([same(note.message), same(note.hint)]) for note in told.values()]
+
+
 def _bare(fraction: float) -> str:
     """Return a percentage without its sign, for the first number of a range; a negative end keeps its minus."""
     shown = percent(fraction).rpartition("\u202f")[0]
@@ -168,14 +182,14 @@ def _more(c: Comparison) -> Both:
     return same("")
 
 
-def loss_sentence(group: Group, arm: str, differences: list[LossDifference]) -> tuple[Both, bool]:
+def loss_sentence(
+    group: Group, comparisons: Iterable[Comparison], differences: Sequence[LossDifference]
+) -> tuple[Both, bool]:
     """Return whether the losses agree, in words and as a truth; the largest difference of any step or in validation."""
-    compared = group.compared(arm)
-    parts = [d.largest for d in differences if d.arm == arm]
-    for name in ("loss_validation", "loss_final"):
-        ratio = compared[name].ratio if name in compared else None
-        if ratio is not None:
-            parts.append(abs(ratio - 1))
+    parts = [d.largest for d in differences]
+    parts += [
+        abs(c.ratio - 1) for c in comparisons if c.metric in ("loss_validation", "loss_final") and c.ratio is not None
+    ]
     if not parts:
         kind = {"loss_final", "loss_validation"} & set(group.first.metrics)
         return (text("verdict.losses_unknown") if kind else same("")), True
@@ -201,7 +215,7 @@ def memory_sentences(compared: dict[str, Comparison]) -> list[Both]:
     return []
 
 
-def _left_out(group: Group, arms: Sequence[str]) -> list[Both]:
+def left_out(group: Group, arms: Sequence[str]) -> list[Both]:
     found = []
     for arm in dict.fromkeys(arms):
         every = group.of(arm, valid=False)

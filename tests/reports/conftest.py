@@ -30,6 +30,25 @@ def runs() -> Any:
 
 
 @pytest.fixture(scope="session")
+def contests() -> Any:
+    """The module that makes run directories of contests."""
+    return _module("contests")
+
+
+@pytest.fixture(scope="session")
+def contest_page(tmp_path_factory: pytest.TempPathFactory, contests: Any) -> Callable[..., Path]:
+    """Make a contest's run by `make_contest`'s arguments and return its page."""
+    from flagperf.reports import page
+
+    def make(*arms: Any, **options: Any) -> Path:
+        place = tmp_path_factory.mktemp("contest")
+        page.write([contests.make_contest(place / "run", arms or None, **options)], place / "report.html")
+        return place / "report.html"
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def page_of(tmp_path_factory: pytest.TempPathFactory, runs: Any) -> Callable[..., Path]:
     """Make a run by `make_run`'s arguments and return its page; each kind is made once."""
     from flagperf.reports import page

@@ -19,7 +19,7 @@ from flagperf.measure.environment import Environment, Foreign, snapshot
 from flagperf.schema.event import Key, Memory, Step
 from flagperf.schema.layout import Layout
 from flagperf.schema.protocol import Protocol
-from flagperf.schema.trial import Outcome, RankExit, Run, Trial
+from flagperf.schema.trial import Outcome, Purpose, RankExit, Run, Trial
 
 METRICS = [
     *("tokens_per_second", "tokens_per_second_per_device", "step_time", "step_time_p90", "step_time_p99"),
@@ -59,6 +59,12 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True):
     """MiB at the peak."""
     loss_shift: float = 0.0
     """Relative."""
+    held: Sequence[float] | None = None
+    """MiB of weights, gradients, optimizer state on the device, and of all that is on the host."""
+    communication: tuple[float, float] | None = None
+    """Seconds a step of a 0.5 s one: all, and exposed."""
+    error: tuple[str, str] | None = None
+    """Kind and message of what ends it while it is built."""
 
 
 def make_run(
@@ -79,33 +85,14 @@ def make_run(
     run_id: str | None = None,
 ) -> Path:
     """Write a run directory. Trials named in `fail` lose rank 1 to signal 9; from `stop_before` on none is started."""
-    random = np.random.default_rng(7)
-    clock = Clock()
     protocol = Protocol(
         warmup=4, steps=steps, trials=trials, seed=1234, validation=32, global_batch=8, region="From step to step."
     )
-    planned = []
+    planned: list[Trial] = []
     for number in range(trials):
         for arm in arms if number % 2 == 0 else list(reversed(arms)):
-            planned.append(
-                Trial(
-                    id=f"{len(planned):03d}-{_safe(arm.name)}",
-                    case=case,
-                    preset="tiny",
-                    vendor="cpu",
-                    engine=arm.name,
-                    ranks=ranks,
-                    layout=arm.layout,
-                    dtype="fp32",
-                    seed=1234 + number,
-                    trial=number,
-                    protocol=protocol,
-                    settings={"model": {"dim": 256}, "note": hostile},
-                    metrics=list(metrics),
-                    threads=1,
-                    peak_flops=6.1e10,
-                )
-            )
+            like = trial(len(planned), arm, protocol, number, case=case, ranks=ranks, metrics=metrics, note=hostile)
+            planned.append(like)
     run = Run(
         id=run_id or f"20261121-220000-{case.replace('/', '-')}-tiny",
         created="2026-11-21T22:00:00+00:00",
@@ -123,11 +110,62 @@ def make_run(
         trials=planned,
         baseline=baseline or arms[0].name,
     )
+    carry_out(folder, run, arms, noise=noise, fail=fail, stop_before=stop_before, telemetry=telemetry, hostile=hostile)
+    return folder
+
+
+def trial(
+    place: int,
+    arm: Arm,
+    protocol: Protocol,
+    number: int,
+    *,
+    purpose: Purpose = "measure",
+    case: str = "aquila/pretrain",
+    ranks: int = 2,
+    metrics: Sequence[str] = METRICS,
+    note: str = "",
+) -> Trial:
+    """Return a planned trial, the one at this place of its run."""
+    return Trial(
+        id=f"{place:03d}-{_safe(arm.name)}",
+        case=case,
+        preset="tiny",
+        vendor="cpu",
+        engine=arm.name,
+        ranks=ranks,
+        layout=arm.layout,
+        dtype="fp32",
+        seed=1234 + number,
+        trial=number,
+        purpose=purpose,
+        protocol=protocol,
+        settings={"model": {"dim": 256}, "note": note},
+        metrics=list(metrics),
+        threads=1,
+        peak_flops=6.1e10,
+    )
+
+
+def carry_out(
+    folder: Path,
+    run: Run,
+    arms: Sequence[Arm],
+    *,
+    noise: float = 0.004,
+    fail: Sequence[str] = (),
+    stop_before: str | None = None,
+    telemetry: bool = True,
+    hostile: str = "",
+) -> None:
+    """Write the directory of a run whose arms behave like these."""
+    random = np.random.default_rng(7)
+    clock = Clock()
     folder.mkdir(parents=True)
     (folder / "run.json").write_bytes(msgspec.json.encode(run))
     behaviour = {(arm.name, str(arm.layout)): arm for arm in arms}
     with simulated(clock), Journal(folder / "harness.journal", {"role": "harness", "run": run.id}) as harness:
-        for trial in planned:
+        for trial in run.trials:
             if trial.id == stop_before:
                 harness.write(Key.INTERRUPTED)
                 break
@@ -141,13 +179,14 @@ def make_run(
             (place / "trial.json").write_bytes(msgspec.json.encode(trial))
             _ranks(place, trial, arm, clock, random, noise, killed=trial.id in fail, telemetry=telemetry)
             killed = [RankExit(rank=1, exit_code=-9)] if trial.id in fail else []
+            if arm.error is not None:
+                killed = [RankExit(rank=rank, exit_code=1) for rank in range(trial.ranks)]
             outcome = Outcome(status="failed" if killed else "finished", seconds=(clock.ns - began) / 1e9, exits=killed)
             harness.write(
                 Key.ENVIRONMENT,
                 {"trial": trial.id, "when": "after", **environment(1.9 if trial.trial == 1 else 1.2, hostile)},
             )
             harness.write(Key.TRIAL_STOP, {"id": trial.id, "outcome": msgspec.to_builtins(outcome)})
-    return folder
 
 
 @contextmanager
@@ -208,9 +247,18 @@ def _ranks(
     clock.pass_(2.0)
     for log in journals:
         log.write(Key.INIT_START)
+        if arm.error is not None:
+            kind, message = arm.error
+            log.write(Key.ERROR, {"kind": kind, "message": message, "traceback": ""})
+            log.close()
+            continue
         log.write(Key.BUILD, {"seconds": 0.4, "flops_per_token": 9.6e6, "hfu_factor": 1.0, "facts": {}})
         log.write(Key.PULSE, {"flops_per_second": 6.0e10, "when": "before"})
         log.write(Key.RUN_START, {})
+    if arm.error is not None:
+        if watch is not None:
+            watch.close()
+        return
     for step in range(protocol.warmup + protocol.steps):
         seconds = pace * (1 + abs(float(random.normal(0, 0.015)))) * (2.4 if step == 0 else 1.0)
         if random.random() < 0.04:
@@ -257,6 +305,16 @@ def _ranks(
             Key.MEMORY,
             Memory(peak_allocated=peak, peak_rss=peak + 420 * 2**20, pss=peak + 200 * 2**20, allocated_source="replay"),
         )
+        if arm.held is not None:
+            names = ("weights", "gradients", "optimizer", "host")
+            state = {name: int(amount * 2**20) for name, amount in zip(names, arm.held, strict=True)}
+            log.write(Key.HELD, {**state, "allocated": sum(state.values()) - state["host"]})
+        if arm.communication is not None:
+            whole, exposed = arm.communication
+            log.write(
+                Key.COMMUNICATION,
+                {"steps": 2, "seconds": 0.5, "communication": whole, "exposed": exposed * (1 + 0.01 * trial.trial)},
+            )
         log.write(
             Key.EVAL,
             {"loss": 3.31 * (1 + arm.loss_shift), "tokens": 4096, "bytes": 15_000, "seconds": 0.6, "step": 24},
