@@ -30,7 +30,7 @@ class Megatron(MegatronParallel):
         self.sharded = layout.zero == 1
         overlap = layout.overlap and self.data_size > 1
         wrapped = self.model if self.context.trial.dtype == "fp32" else Float16Module(config, self.model)
-        shims.name_types(self.model, self.context.runtime.device)
+        self.cuda_shims += shims.name_types(self.model, self.context.runtime.device)
         self.parallel = DistributedDataParallel(
             config,
             DistributedDataParallelConfig(

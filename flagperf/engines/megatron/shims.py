@@ -36,17 +36,17 @@ def install(device: torch.device) -> list[str]:
     return [
         f"in Megatron's modules torch.cuda and the device 'cuda' mean {device.type}",
         f"random states are those of {device.type}",
-        "parameters name their type as CUDA tensors would",
     ]
 
 
-def name_types(model: torch.nn.Module, device: torch.device) -> None:
+def name_types(model: torch.nn.Module, device: torch.device) -> list[str]:
     """Let parameters tell the type that Megatron's optimizers look for, 'torch.cuda.FloatTensor' and so on."""
     if device.type == "cuda":
-        return
+        return []
     for parameter in model.parameters():
         name = f"torch.cuda.{_TYPES[parameter.dtype]}"
         parameter.type = functools.partial(str, name)  # type: ignore[method-assign, assignment]
+    return ["parameters name their type as CUDA tensors would"]
 
 
 class Torch:

@@ -43,7 +43,8 @@ class MegatronDeepSpeed(DeepSpeed, MegatronParallel):
 
         parts = (self.task.decoder, self.layout, self.dtype)
         if self.stage == 3:
-            with deepspeed.zero.Init(config_dict_or_path=self.config, mpu=self.mpu):
+            group = parallel_state.get_data_parallel_group()
+            with deepspeed.zero.Init(data_parallel_group=group, config_dict_or_path=self.config, mpu=self.mpu):
                 model: torch.nn.Module = build(*parts)
         else:
             model = build(*parts).to(self.context.runtime.device)
