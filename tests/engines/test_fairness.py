@@ -28,6 +28,19 @@ ARMS: dict[str, tuple[str, ...]] = {
     "single": ("fp32:", "fp32:micro=1,recompute=1", "fp16:"),
     "ddp": ("fp32:", "fp32:micro=1", "fp32:recompute=1", "bf16:", "fp16:"),
     "fsdp": ("fp32:zero=3", "fp32:zero=2,micro=1", "fp32:zero=3,recompute=1", "bf16:", "fp16:"),
+    "bmtrain": (
+        *("fp32:zero=3", "fp32:zero=2,micro=1", "fp32:zero=3,micro=1,overlap=0", "fp32:zero=3,recompute=1"),
+        *("fp32:zero=2,recompute=1,overlap=0,micro=1", "fp32:zero=2,offload=1", "fp32:zero=3,offload=1,micro=1"),
+        *("fp32:zero=3,tp=2", "fp32:zero=2,tp=2,micro=2,recompute=1", "fp32:zero=2,pp=2"),
+        *(
+            "bf16:zero=3",
+            "bf16:zero=2,offload=1",
+            "bf16:zero=3,tp=2",
+            "bf16:zero=2,pp=2",
+            "fp16:zero=3",
+            "fp16:zero=2,offload=1",
+        ),
+    ),
     "deepspeed": (
         *("fp32:zero=2", "fp32:zero=0,micro=1", "fp32:zero=1,micro=1", "fp32:zero=2,micro=1", "fp32:zero=3,micro=1"),
         *("fp32:zero=0,recompute=1", "fp32:zero=3,recompute=1,overlap=0"),
