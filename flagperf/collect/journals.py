@@ -38,6 +38,8 @@ class Steps:
     loss: Floats
     gradient_norm: Floats
     learning_rate: Floats
+    skipped: Booleans
+    """Whether the update was left out because gradients overflowed."""
     leader: Booleans
     ns: Integers
     """The host's monotonic clock at the end of the step."""
@@ -59,6 +61,7 @@ COLUMNS: dict[str, Any] = {
     "loss": np.float64,
     "gradient_norm": np.float64,
     "learning_rate": np.float64,
+    "skipped": np.bool_,
     "leader": np.bool_,
     "ns": np.int64,
 }

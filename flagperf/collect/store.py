@@ -42,7 +42,7 @@ _RESULT = _TRIAL | _columns(
 _MEASURED = _columns("metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, direction VARCHAR")
 _STEP = _columns(
     "step BIGINT, measured BOOLEAN, seconds DOUBLE, data_seconds DOUBLE, tokens BIGINT, loss DOUBLE, "
-    "gradient_norm DOUBLE, learning_rate DOUBLE, leader BOOLEAN, ns BIGINT"
+    "gradient_norm DOUBLE, learning_rate DOUBLE, skipped BOOLEAN, leader BOOLEAN, ns BIGINT"
 )
 TABLES: dict[str, dict[str, str]] = {
     "trials": _TRIAL | _columns("result VARCHAR"),

@@ -110,6 +110,8 @@ def training_metrics(
         _speed(values, trial, ranks, steps)
         _put(values, "loss_final", _over_steps("loss_final", steps.loss)[0])
         _energy(values, steps, telemetry)
+        skipped = [float(rank.steps.skipped.sum()) for rank in ranks]
+        _put(values, "steps_skipped", _over_ranks("steps_skipped", skipped), n=len(ranks[0].steps))
     first = [x for rank in ranks for x in rank.numbers(Key.FIRST_STEP, "seconds")]
     if first:
         _put(values, "time_to_first_step", _over_ranks("time_to_first_step", first), n=len(first))

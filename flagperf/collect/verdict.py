@@ -255,6 +255,12 @@ def _steps(trial: Trial, ranks: Sequence[RankJournal], steps: Window | None) -> 
                 f"The loss of rank {rank.rank} isn't finite in {len(lost)} steps, from step {lost[0]} on.",
                 "Training diverged: a lower learning rate, or fp32 in place of a shorter type, tells why.",
             )
+        if len(chosen) and chosen.skipped.all():
+            yield Reason(
+                "all_steps_skipped",
+                f"Rank {rank.rank} left out the update in every measured step: gradients overflowed.",
+                "Give loss scaling more steps to find its factor (--warmup), or use bf16 or fp32.",
+            )
         judged = rank.last(Key.EVAL)
         if judged and judged.get("leader", True) and number(judged.get("loss")) is None:
             what = f"The validation loss of rank {rank.rank} isn't finite."
@@ -301,6 +307,14 @@ def notes(
                 "outlying_steps",
                 f"{far} of {len(steps.seconds)} steps took a time far from the others (modified z-score > 3.5).",
                 "They are counted; medians bear them.",
+            )
+        )
+    if skipped := max((int(rank.steps.skipped.sum()) for rank in ranks), default=0):
+        found.append(
+            Reason(
+                "steps_skipped",
+                f"Gradients overflowed in {skipped} steps, warm-up included, whose update was left out.",
+                "Loss scaling in fp16 finds its factor so; those steps took part in the time, not in the learning.",
             )
         )
     for rank in ranks:

@@ -19,7 +19,7 @@ METRICS = [
     *("tokens_per_second", "tokens_per_second_per_device", "step_time", "step_time_p90", "step_time_p99"),
     *("time_to_first_step", "data_wait", "mfu", "mfu_rated", "hfu", "p_whole", "p_train", "p_core"),
     *("memory_peak_allocated", "memory_peak_rss", "memory_pss", "loss_final", "loss_validation", "bits_per_byte"),
-    *("energy", "tokens_per_joule", "telemetry_cost", "machine_speed"),
+    *("steps_skipped", "energy", "tokens_per_joule", "telemetry_cost", "machine_speed"),
 ]
 
 
@@ -116,6 +116,7 @@ def write_rank(
     stop: bool = True,
     steps: int | None = None,
     leader: bool = True,
+    skipped: Callable[[int], bool] = lambda step: False,
     fingerprint: int = 7,
 ) -> Path:
     """Write one rank's journal as a worker does."""
@@ -144,6 +145,7 @@ def write_rank(
                     loss=loss(trial, step),
                     gradient_norm=1.0,
                     learning_rate=1e-3,
+                    skipped=skipped(step),
                     leader=leader,
                 ),
             )

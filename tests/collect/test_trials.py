@@ -220,12 +220,23 @@ def test_what_a_rank_said_before_it_died(tmp_path: Path, error: Any, code: str) 
         ({"steps": 11}, "steps_missing"),
         ({"stop": False}, "unfinished"),
         ({"leader": False}, "no_tokens"),
+        ({"skipped": lambda step: step >= 2}, "all_steps_skipped"),
     ],
 )
 def test_a_trial_that_ended_well_can_be_invalid(tmp_path: Path, options: dict[str, Any], code: str) -> None:
     result = read(tmp_path, runs.trial(), **options).result
     assert result.verdict == "invalid"
     assert code in codes(result.reasons)
+
+
+def test_skipped_updates_are_counted_and_told(tmp_path: Path) -> None:
+    """In warm-up and after; the result stands as long as one measured step wasn't skipped."""
+    result = read(tmp_path, runs.trial(), skipped=lambda step: step != 7).result
+    assert result.verdict == "valid"
+    assert result.metrics["steps_skipped"].value == 11 and result.metrics["steps_skipped"].n == 12
+    assert any("11 steps" in note.message for note in result.notes if note.code == "steps_skipped")
+    clean = read(tmp_path / "clean", runs.trial()).result
+    assert clean.metrics["steps_skipped"].value == 0 and "steps_skipped" not in codes(clean.notes)
 
 
 def test_ranks_must_take_the_same_steps(tmp_path: Path) -> None:
