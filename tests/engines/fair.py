@@ -1,6 +1,7 @@
 """One rank of the fairness tests, under torchrun: train an engine in several layouts and keep what it did.
 
-`python -m torch.distributed.run … fair.py FOLDER ENGINE ARM …`, an arm being `DTYPE:LAYOUT`: `fp32:zero=2,micro=1`.
+`python -m torch.distributed.run … fair.py FOLDER ENGINE ARM …`, an arm being `DTYPE:LAYOUT`: `fp32:zero=2,micro=1`;
+`OTHER DTYPE:LAYOUT` is an arm of another engine.
 All arms share one process group, since starting up takes longer than training a model this small.
 """
 
@@ -43,7 +44,9 @@ JUDGED = 2
 def trial(engine: str, layout: str, dtype: str, ranks: int) -> Trial:
     """Return the trial that all engines are given, but for its layout."""
     arm = engine + (f":{layout}" if layout else "")
-    options = Options(cases=["aquila/pretrain"], engines=[arm], ranks=ranks, dtype=dtype, settings=SETTINGS)
+    options = Options(
+        cases=["aquila/pretrain"], engines=[arm], ranks=ranks, dtype=dtype, settings=SETTINGS, oversubscribe=True
+    )
     return plan(options, Registries()).trials[0]
 
 
@@ -56,12 +59,16 @@ def main(folder: Path, name: str, arms: list[str]) -> None:
     """Train every arm; each rank writes its own numbers, rank 0 the weights besides."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     end, begun = dist.destroy_process_group, False
-    planned = [trial(name, layout, dtype, world) for dtype, _, layout in (arm.partition(":") for arm in arms)]
+    planned = []
+    for arm in arms:
+        *other, rest = arm.split()
+        dtype, _, layout = rest.partition(":")
+        planned.append(trial(other[0] if other else name, layout, dtype, world))
     for number, one in enumerate(planned):  # planned before a rank is bound to its cores, which a plan counts
         with Journal(folder / f"{number}-{rank}.journal", {}) as journal:
             context = rank_context(one, journal)
             torch.set_num_threads(1)  # the model is too small for two, which would wait for each other
-            engine = context.registries.engines.load(name)(context)
+            engine = context.registries.engines.load(one.engine)(context)
             if begun:  # the group of the first arm serves all
                 dist.init_process_group = lambda *_, **__: None
             engine.start()
