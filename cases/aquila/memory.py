@@ -6,7 +6,7 @@ allocator wastes, a context's own memory and communicators' buffers aren't in an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -20,6 +20,8 @@ from .formulas import layer_matrix_parameters, loss_chunk, parameters, training_
 if TYPE_CHECKING:
     from flagperf.schema.trial import Trial
 
+Since = Literal["start", "backward", "end"]
+_MOMENTS: list[Since] = ["start", "backward", "end"]
 _COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -54,6 +56,11 @@ class StateBytes(msgspec.Struct, frozen=True):
     optimizer: float = 0.0
     offloaded: float = 0.0
 
+    @property
+    def total(self) -> float:
+        """Bytes on the device."""
+        return self.weights + self.gradients + self.optimizer
+
 
 def state_bytes(
     config: AquilaConfig,
@@ -63,14 +70,17 @@ def state_bytes(
     dtype: str = "fp32",
     ranks: int = 1,
     micro_batches: int = 1,
+    until: Since = "end",
 ) -> StateBytes:
-    """Return the sum of an engine's holdings; `ranks` are those of one data-parallel group."""
+    """Return the sum of an engine's holdings up to a moment of the step; `ranks` are of one data-parallel group."""
     model = shard(config, layout)
     state = {key: int(getattr(layout, key) or 0) for key in layout.__struct_fields__}
     state[ACCUMULATED] = int(micro_batches > 1)
     sums = dict.fromkeys(StateBytes.__struct_fields__, 0.0)
     for holding in ledger.holds:
-        if all(state[key] in values for key, values in holding.when.items()):
+        if _MOMENTS.index(holding.since) <= _MOMENTS.index(until) and all(
+            state[key] in values for key, values in holding.when.items()
+        ):
             elements = min(model.parameters, holding.times * float(getattr(model, holding.of)))
             share = elements / ranks if holding.sharded else elements
             sums[holding.what] += share * holding.bytes.get(dtype, 0.0)
@@ -114,6 +124,20 @@ def loss_bytes(config: AquilaConfig, *, tokens: int, dtype: str = "fp32") -> flo
     return chunk_bytes + tokens * config.dim * copy + config.vocab_size * config.dim * 4.0
 
 
+class ActivationBytes(msgspec.Struct, frozen=True):
+    """Activations where there can be most of them."""
+
+    loss: float
+    """Where the last stage computes the loss; the gradients of this micro-batch aren't there yet."""
+    backward: float
+    """Where the backward pass of the last block begins."""
+
+    @property
+    def peak(self) -> float:
+        """The larger."""
+        return max(self.loss, self.backward)
+
+
 def activation_bytes(
     config: AquilaConfig,
     *,
@@ -122,12 +146,12 @@ def activation_bytes(
     kept: Activations = WHOLE.activations,
     layout: Layout = Layout(),  # noqa: B008
     micro_batches: int = 1,
-) -> float:
-    """Bytes of activations at their peak: where the loss is computed, or where the backward of the last block begins.
+) -> ActivationBytes:
+    """Return the activations at their peak.
 
     With recomputation a block keeps its input alone, and one block's activations exist at a time. The backward works
-    with the gradients of SwiGLU's three hidden tensors and of the residual stream. Of a pipeline, the stage that has
-    most: the first, with as many micro-batches in flight as there are stages, or the last, with one and the loss.
+    with the gradients of SwiGLU's three hidden tensors and of the residual stream. Of a pipeline, the loss is the last
+    stage's, and the backward pass the first one's, which has as many micro-batches in flight as there are stages.
     """
     tokens, copy = micro_batch * config.seq_len, _COMPUTE_BYTES[dtype]
     layer = layer_activation_bytes(config, micro_batch=micro_batch, dtype=dtype, kept=kept, layout=layout)
@@ -142,17 +166,15 @@ def activation_bytes(
     layers, in_flight = config.layers / layout.pp, min(layout.pp, micro_batches)
     if layout.recompute:
         layer, backward = stream, layer + backward
-    first, last = in_flight * layers * layer + backward, layers * layer + max(loss, backward)
-    return max(first, last)
+    return ActivationBytes(loss=layers * layer + loss, backward=in_flight * layers * layer + backward)
 
 
 def estimate(config: AquilaConfig, trial: Trial, ledger: Ledger) -> Estimate:
-    """Predict a planned trial's size, work and memory a rank, by its engine's ledger."""
+    """Predict a planned trial's size, work and memory a rank at the peak of a step, by its engine's ledger."""
     layout = trial.layout
     data_ranks = max(1, trial.ranks // layout.model_parallel)
     micro = layout.micro or max(1, trial.protocol.global_batch // data_ranks)
     micro_batches = max(1, trial.protocol.global_batch // (data_ranks * micro))
-    state = state_bytes(config, ledger, layout=layout, dtype=trial.dtype, ranks=data_ranks, micro_batches=micro_batches)
     activations = activation_bytes(
         config,
         micro_batch=micro,
@@ -160,6 +182,22 @@ def estimate(config: AquilaConfig, trial: Trial, ledger: Ledger) -> Estimate:
         kept=ledger.activations,
         layout=layout,
         micro_batches=micro_batches,
+    )
+    start, middle, end = (
+        state_bytes(
+            config,
+            ledger,
+            layout=layout,
+            dtype=trial.dtype,
+            ranks=data_ranks,
+            micro_batches=micro_batches,
+            until=moment,
+        )
+        for moment in _MOMENTS
+    )
+    # The moment with most is the peak: states that come only when activations go aren't added to these.
+    state, active = max(
+        [(start, activations.loss), (middle, activations.backward), (end, 0.0)], key=lambda at: at[0].total + at[1]
     )
     return Estimate(
         parameters=parameters(config),
@@ -169,6 +207,6 @@ def estimate(config: AquilaConfig, trial: Trial, ledger: Ledger) -> Estimate:
         weights=round(state.weights),
         gradients=round(state.gradients),
         optimizer=round(state.optimizer),
-        activations=round(activations),
+        activations=round(active),
         offloaded=round(state.offloaded),
     )

@@ -26,6 +26,9 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Whether the data-parallel ranks divide it among themselves."""
     when: dict[str, list[int]] = {}
     """Layout keys, or `accumulated`, each with the values for which it is there."""
+    since: Literal["start", "backward", "end"] = "start"
+    """From when in a step: its start, the start of the backward pass, when activations are most, or only its end, when
+    they are gone."""
     why: str = ""
 
 
