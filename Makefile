@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-fast lint benchmarks wheel clean
+.PHONY: help bench test test-fast test-bmtrain lint benchmarks wheel clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,10 @@ test: $(VENV)/.developed  ## Set up and run every test
 
 test-fast: $(VENV)/.developed  ## The tests that start no training and no browser
 	$(BIN)/python -m pytest -m "not slow"
+
+test-bmtrain: $(VENV)/.developed  ## BMTrain's own tests: BMTRAIN=a checkout or the sdist of 1.0.1 [NAMES="optim store"]
+	@test -e "$(BMTRAIN)" || { echo "Say where: make test-bmtrain BMTRAIN=PATH (pip download --no-deps --no-binary :all: bmtrain==1.0.1)" >&2; exit 1; }
+	$(BIN)/python tests/engines/bmtrain/upstream.py "$(BMTRAIN)" $(NAMES)
 
 lint: $(VENV)/.developed  ## Lint, check the format and the types
 	$(BIN)/ruff check .
