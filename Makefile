@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make bench` and `make test`. Each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
+WORKERS := 0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -14,7 +15,7 @@ bench: $(VENV)/.installed  ## Set up, run the main job, write runs/<id>/report.h
 	$(BIN)/flagperf run aquila/pretrain --preset tiny --engine ddp,fsdp --ranks 2 --trials 3
 
 test: $(VENV)/.developed  ## Set up and run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-fast: $(VENV)/.developed  ## The tests that start no training and no browser
 	$(BIN)/python -m pytest -m "not slow"

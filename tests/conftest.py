@@ -1,14 +1,42 @@
-"""What tests share: the command line as a user runs it, and small trials."""
+"""What tests share: the command line as a user runs it, and small trials; and how they are shared out to workers.
+
+`make test WORKERS=2` has two workers of pytest-xdist: most of a trial's time is its start, which keeps one core busy.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import TINY, flagperf
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+GROUPS = {
+    "finished": "run",
+    "wheel": "wheel",
+    "browser": "page",
+    "page_of": "page",
+    "real_wheels": "corpus",
+}
+"""Fixtures that take long to make: tests that use those of one group run in one worker, which makes them once."""
+
+# Before anything imports torch: threads of two workers would else spin, waiting for one another, on the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook, too
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow tests first, so that no worker is left with one when the other is done, and keep fixtures together."""
+    if WORKER is None:
+        return
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        for group in {GROUPS[name] for name in getattr(item, "fixturenames", ()) if name in GROUPS}:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +48,15 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Share one cache over the session unless the caller has said which."""
+    """Share one cache over the session, and between its workers, unless the caller has said which."""
     if "FLAGPERF_CACHE" not in os.environ:
-        os.environ["FLAGPERF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+        base = tmp_path_factory.getbasetemp()
+        os.environ["FLAGPERF_CACHE"] = str((base if WORKER is None else base.parent) / "cache")
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A real run of ddp and fsdp on two ranks, two trials each, and what `--json` printed."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A real run of ddp and fsdp on two ranks, two trials each, and what it printed with `--json`."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     done = flagperf(
         *("run", "aquila/pretrain", "--engine", "ddp,fsdp", "--ranks", "2", "--trials", "2", "--json"),
@@ -35,4 +64,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[s
         *("--out", str(folder)),
     )
     assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture(scope="session")
+def finished_run(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> tuple[Path, dict[str, Any]]:
+    """The finished run's folder and its output, decoded."""
+    folder, done = finished
     return folder, json.loads(done.stdout)
