@@ -48,9 +48,25 @@ ARMS: dict[str, tuple[str, ...]] = {
         *("bf16:zero=1", "bf16:zero=2", "bf16:zero=3", "fp16:zero=1", "fp16:zero=2", "fp16:zero=3"),
         *("bf16:zero=0", "fp16:zero=0"),  # last: DeepSpeed never forgets that it was asked for autocast
     ),
+    "megatron": (
+        *("fp32:zero=0", "fp32:zero=0,micro=1,overlap=0", "fp32:zero=1,micro=1", "fp32:zero=1,recompute=1,overlap=0"),
+        *("fp32:tp=2,micro=1", "fp32:tp=2,sp=1,recompute=1,zero=1", "fp32:pp=2,micro=1", "fp32:pp=2,recompute=1"),
+        *("bf16:zero=1", "bf16:tp=2,sp=1", "bf16:pp=2,micro=2", "fp16:zero=1", "fp16:tp=2"),
+    ),
+    "megatron-deepspeed": (
+        *("fp32:zero=2", "fp32:zero=1,micro=1", "fp32:zero=2,tp=2,micro=1", "fp32:zero=3,tp=2,recompute=1"),
+        *("fp32:zero=2,recompute=1,overlap=0", "fp32:zero=2,tp=2,offload=1", "fp32:zero=3,offload=1,micro=1"),
+        *("bf16:zero=1", "bf16:zero=2,tp=2", "bf16:zero=3", "fp16:zero=2,tp=2"),
+    ),
+    "megatron on four": (
+        *("fp32:tp=2,micro=2", "fp32:tp=2,pp=2,micro=1", "fp32:pp=2,zero=1,micro=2", "fp32:tp=2,sp=1,zero=1"),
+        "bf16:tp=2,zero=1",
+        *("megatron-deepspeed fp32:zero=2,tp=2,micro=2", "megatron-deepspeed fp32:zero=3,tp=2"),
+        "megatron-deepspeed bf16:zero=2,tp=2",
+    ),
 }
 """What each engine is tried in; the first is what its others are compared with."""
-RANKS = {"single": 1}
+RANKS = {"single": 1, "megatron on four": 4}
 """Two for all others."""
 LAST = str(len(fair.RATES) - 1)
 
@@ -111,16 +127,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arms(request: pytest.FixtureRequest, folder: Path) -> list[Arm]:
     """What an engine did in each of its arms, all trained in one start of its ranks."""
     name: str = request.param
-    installed = availability(Registries().engines.get(name))
-    if not installed.available:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{installed.reason}: {installed.remedy}")
+    first = name.split()[0]
+    for engine in {first, *(arm.split()[0] for arm in ARMS[name] if " " in arm)}:
+        installed = availability(Registries().engines.get(engine))
+        if not installed.available:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{installed.reason}: {installed.remedy}")
     here = folder / name
     here.mkdir()
     ranks = RANKS.get(name, 2)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)),
-            *(str(Path(__file__).with_name("fair.py")), str(here), name, *ARMS[name]),
+            *(str(Path(__file__).with_name("fair.py")), str(here), first, *ARMS[name]),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
