@@ -63,7 +63,7 @@ class Engine(DDP):
 # A learning rate that no model bears: the loss becomes NaN by itself.
 DIVERGING = ("--set", "optimizer.learning_rate=1e30", "--set", "optimizer.warmup_steps=1")
 # Weights so large that fp16 gradients overflow until the loss scale has come down.
-OVERFLOWING = ("--set", "model.init_std=0.2", "--dtype", "fp16")
+OVERFLOWING = ("--set", "model.init_std=1", "--dtype", "fp16")
 
 
 @pytest.fixture
@@ -146,21 +146,31 @@ def test_a_loss_that_isnt_finite_makes_no_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["single", "fsdp", "deepspeed:zero=0", "deepspeed:zero=2", "deepspeed:zero=3"])
-def test_overflow_in_fp16_is_counted_and_got_over(tmp_path: Path, arm: str) -> None:
-    needs(arm.partition(":")[0])
-    ranks = "1" if arm == "single" else "2"
-    steps = ("--warmup", "8", "--steps", "12", "--set", "protocol.profile=0")
+def test_overflow_in_fp16_is_counted_and_got_over(tmp_path: Path) -> None:
+    needs("deepspeed")
+    arms = "fsdp,deepspeed:zero=0,deepspeed:zero=2,deepspeed:zero=3"
+    steps = ("--warmup", "4", "--steps", "6", "--set", "protocol.profile=0")
     done = flagperf(
-        *RUN, "--engine", arm, *OVERFLOWING, "--ranks", ranks, *steps, "--json", "--out", str(tmp_path / "run")
+        *RUN,
+        "--engine",
+        arms,
+        *OVERFLOWING,
+        "--ranks",
+        "2",
+        *steps,
+        "--json",
+        "--out",
+        str(tmp_path / "run"),
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    result, _ = told(done)
-    skipped = result["metrics"]["steps_skipped"]["value"]
-    assert 1 <= skipped <= 16  # it found a scale that fits
-    assert any(
-        note["code"] == "steps_skipped" and f"{skipped:.0f} steps" in note["message"] for note in result["notes"]
-    )
+    results = json.loads(done.stdout)["results"]
+    assert len(results) == 4
+    for result in results:
+        skipped = result["metrics"]["steps_skipped"]["value"]
+        assert 1 <= skipped < 8, result["id"]  # it found a scale that fits
+        notes = [note["message"] for note in result["notes"] if note["code"] == "steps_skipped"]
+        assert len(notes) == 1 and f"{skipped:.0f} steps" in notes[0]
 
 
 @pytest.mark.slow
