@@ -350,7 +350,7 @@ def reading(claim: Claim, c: Comparison | None) -> tuple[str, Both]:
     low, high = claim.low, claim.low if claim.high is None else claim.high
     ends = {"low": times(c.low), "high": times(c.high)}
     if low > c.high:
-        return "above", text("contest.reading_above", factor=number(low / c.high, 2), **ends)
+        return "above", text("contest.reading_above", factor=number(low / c.high, 3), **ends)
     if high < c.low:
         return "below", text("contest.reading_below", **ends)
     if c.low <= 1 <= c.high:
