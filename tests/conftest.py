@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from helpers import TINY, flagperf
+from hypothesis import HealthCheck, settings
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 GROUPS = {
@@ -26,6 +27,10 @@ GROUPS = {
 
 # Before anything imports torch: threads of two workers would else spin, waiting for one another, on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# An example that takes long on a busy machine is no failure.
+settings.register_profile("flagperf", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("flagperf")
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook, too
