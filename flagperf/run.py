@@ -85,11 +85,12 @@ def execute(
                         bad = result.verdict == "invalid" if nodes.count == 1 else outcome.status != "finished"
                         if bad and not keep_going and trial.purpose == "measure":
                             return
-                    pending = further(run, [read_trial(folder, run, trial).result for trial in run.trials])
-                    if not pending:
+                    more = further(run, [read_trial(folder, run, trial).result for trial in run.trials])
+                    if not more:
                         return
-                    run = msgspec.structs.replace(run, trials=[*run.trials, *pending])
+                    run = msgspec.structs.replace(run, trials=[*run.trials, *more])
                     _write(folder / "run.json", run)
+                    pending = [trial for trial in more if not _done(folder, run, trial, nodes)]
             except KeyboardInterrupt:
                 journal.write(Key.INTERRUPTED)
                 raise
@@ -116,7 +117,7 @@ def new_folder(out: Path | None, run: Run, nodes: Nodes) -> Path:
 
 
 def _done(folder: Path, run: Run, trial: Trial, nodes: Nodes) -> bool:
-    """Whether a trial has a valid result, or has shown what it was to show; what is left of a failed one is put aside."""
+    """Whether a trial has a valid result, or has shown what it was to; what is left of a failed one is put aside."""
     place = folder / "trials" / trial.id
     if not place.exists() or nodes.count > 1:  # then it may be there because another node has begun
         return False

@@ -43,7 +43,7 @@ def show(run: Run, registries: Registries, nodes: Nodes, *, json: bool) -> None:
     if run.contest is not None and run.contest.ladders:
         more = run.contest.protocol.trials * len(run.contest.arms)
         out.print(
-            f"These are short and show which layouts fit. Then follow leaner ones where one doesn't, and {more} measured "
+            f"These are short and show which layouts fit. Then come leaner ones where one doesn't, and {more} measured "
             f"trials or more: {', '.join(map(str, run.contest.arms))}, and the best layouts where they are others.",
             soft_wrap=True,
         )

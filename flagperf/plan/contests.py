@@ -144,8 +144,8 @@ def _ladders(arm: Arm, size: Size, completed: Completed, registries: Registries)
     axes = registries.engines.get(arm.engine).search
     ladders: list[Ladder] = []
     for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
-        layout = msgspec.structs.replace(arm.layout, micro=None, **chosen)
+        chosen = ",".join(f"{key}={value}" for key, value in zip(axes, values, strict=True))
+        layout = msgspec.structs.replace(Layout.parse(chosen), **_kept(arm.layout, {"micro", *axes}))
         try:
             whole = completed(Arm(arm.engine, layout))
         except UsageError:  # not with this many ranks, or not for this model
@@ -171,6 +171,10 @@ def _rungs(whole: Trial, size: Size, registries: Registries) -> Iterator[Layout]
 def _values(engine: str, key: str, registries: Registries) -> list[int]:
     rule = registries.engines.get(engine).layout.get(key)
     return rule.values if rule else []
+
+
+def _kept(layout: Layout, changed: set[str]) -> dict[str, int | bool | None]:
+    return {key: getattr(layout, key) for key in layout.__struct_fields__ if key not in changed}
 
 
 def _one(text: str, layout: str) -> Arm:

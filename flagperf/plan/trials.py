@@ -102,7 +102,7 @@ def _check_ranks(ranks: int, vendor: Vendor, options: Options) -> None:
 
 
 def template(arm: Arm, size: Size, vendor: Vendor, ranks: int, options: Options, registries: Registries) -> Trial:
-    """Return an arm's trial with nothing left open, from which repetitions are made; raise UsageError if it can't be."""
+    """Return an arm's trial, nothing left open, from which repetitions are made; raise UsageError if it can't be."""
     engine = registries.engines.require(arm.engine)
     check_engine(engine, vendor, size.dtype)
     trial = Trial(
