@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-fast test-bmtrain lint benchmarks wheel clean
+.PHONY: help bench test test-fast test-bmtrain study lint benchmarks wheel clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 bench: $(VENV)/.installed  ## Set up, run the main job, write runs/<id>/report.html
-	$(BIN)/flagperf run aquila/pretrain --preset tiny --engine ddp,fsdp --ranks 2 --trials 3
+	$(BIN)/flagperf run aquila/bmtrain-vs-megatron --preset tiny --ranks 2 --steps 10
 
 test: $(VENV)/.developed  ## Set up and run every test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
@@ -23,6 +23,10 @@ test-fast: $(VENV)/.developed  ## The tests that start no training and no browse
 test-bmtrain: $(VENV)/.developed  ## BMTrain's own tests: BMTRAIN=a checkout or the sdist of 1.0.1 [NAMES="optim store"]
 	@test -e "$(BMTRAIN)" || { echo "Say where: make test-bmtrain BMTRAIN=PATH (pip download --no-deps --no-binary :all: bmtrain==1.0.1)" >&2; exit 1; }
 	$(BIN)/python tests/engines/bmtrain/upstream.py "$(BMTRAIN)" $(NAMES)
+
+study: $(VENV)/.installed  ## BMTrain and Megatron + DeepSpeed over slow links: an hour, as root, into docs/studies
+	$(BIN)/python docs/studies/bmtrain-vs-megatron/study.py
+	$(BIN)/python docs/studies/bmtrain-vs-megatron/tables.py
 
 lint: $(VENV)/.developed  ## Lint, check the format and the types
 	$(BIN)/ruff check .
@@ -46,9 +50,10 @@ $(VENV)/bin/python:
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (a few minutes the first time) …"
 	DS_BUILD_OPS=0 $(PIP) -e '.[all]'
-	@# Without its dependency: pyproject.toml says why. Of other Pythons and processors there is no wheel.
-	@if $(BIN)/python -c 'import platform, sys; sys.exit((sys.version_info[:2], platform.machine()) != ((3, 11), "x86_64"))'; \
-	  then $(PIP) --no-deps bmtrain; else echo "Going on without the engine bmtrain: it has wheels for Python 3.11 on x86-64 alone."; fi
+	@# Without its dependency: pyproject.toml says why. Its wheels are for one Python and processor, of which only the
+	@# compiled extension is, which nothing needs where there is no CUDA.
+	$(PIP) --no-deps --only-binary=:all: --python-version 3.11 --platform manylinux2014_x86_64 --upgrade \
+	  --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" bmtrain
 	@touch $@
 
 $(VENV)/.developed: $(VENV)/.installed

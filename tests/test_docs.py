@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, flagperf, needs
 
 PAGES = [
     *("README.md", "README.zh.md", "CONTRIBUTING.md", "docs/architecture.md"),
-    *("docs/measuring.md", "docs/measuring.zh.md"),
+    *("docs/measuring.md", "docs/measuring.zh.md", "docs/engines.md", "docs/engines.zh.md"),
 ]
 
 
@@ -36,10 +36,20 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_both_languages_show_the_same_commands() -> None:
     assert commands("README.md") == commands("README.zh.md") != []
-    blocks = [
-        re.findall(r"^    flagperf .*$", (ROOT / f"docs/measuring{x}.md").read_text("utf-8"), re.M) for x in ("", ".zh")
-    ]
-    assert blocks[0] == blocks[1] != []
+    for page in ("measuring", "engines"):
+        assert indented(f"{page}.md") == indented(f"{page}.zh.md") != []
+
+
+def indented(page: str) -> list[str]:
+    """Return the commands that a page of docs/ shows between its paragraphs."""
+    return re.findall(r"^    (flagperf .*)$", (ROOT / "docs" / page).read_text("utf-8"), re.M)
+
+
+def test_the_commands_on_engines_run(tmp_path: Path) -> None:
+    needs("bmtrain", "deepspeed", "megatron-core")
+    for line in indented("engines.md"):
+        done = flagperf(*shlex.split(line)[1:], cwd=tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
 def test_targets_named_in_the_pages_exist() -> None:
