@@ -64,7 +64,8 @@ class Collectives:
     def __init__(self, device: torch.device, backend: str) -> None:
         self.host, self.backend = device.type == "cpu", backend
         self._depth = 0
-        self._grouped: list[Pending] = []
+        self._group: list[tuple[Stream, Pending]] = []
+        """What has been begun since the group began."""
 
     def functions(self) -> dict[str, Any]:
         """Return the functions by the names that BMTrain calls them by."""
@@ -106,9 +107,10 @@ class Collectives:
         """End the group; what isn't on a side stream is done when this returns."""
         self._depth -= 1
         if self._depth == 0:
-            grouped, self._grouped = self._grouped, []
-            for operation in grouped:
-                operation.wait()
+            group, self._group = self._group, []
+            for stream, operation in group:
+                if stream.main:
+                    operation.wait()
 
     def all_reduce(
         self, source: Address, target: Address, count: int, _: int, operation: int, comm: Communicator, stream: Any
@@ -209,16 +211,21 @@ class Collectives:
             begin(False).wait()
             return
         assert isinstance(stream, Stream)
-        if not self._depth:
-            comm.synchronize()
-            stream.synchronize()
+        own = [operation for _, operation in self._group]
+        for order in (comm, stream):
+            for earlier in order.pending:
+                if earlier not in own:
+                    earlier.wait()
+            order.pending = [operation for operation in order.pending if operation in own]
         background = self._depth > 0 or not stream.main
         operation = begin(background)
         if not background:
             operation.wait()
             return
-        comm.pending.append(operation)
-        (self._grouped if stream.main else stream.pending).append(operation)
+        if self._depth:
+            self._group.append((stream, operation))
+        for order in (comm, stream):
+            order.pending.append(operation)
 
 
 def _pending(handle: Any, finish: Callable[[], object] | None, *buffers: torch.Tensor) -> Pending:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from engines import fair
+from torch.distributed.distributed_c10d import _get_default_store
 
 from flagperf.engines.bmtrain.collectives import Address, Collectives
 from flagperf.engines.bmtrain.engine import BMTrain
@@ -120,17 +121,23 @@ def collectives(started: BMTrain) -> None:
     c.group_end()
     assert received.tolist() == [float(other)] * 6
     # What is on a side stream isn't there before its work is waited for: the other rank hasn't begun.
-    side, scattered = cuda.Stream(), torch.full((3,), -1.0)
-    if rank == 0:
-        c.reduce_scatter(at(torch.ones(6)), at(scattered), 3, 0, SUM, comm, side)
-        assert scattered.tolist() == [-1.0] * 3 and len(side.pending) == 1
-        event = side.record_event()
-    dist.barrier()
+    side, scattered, store = cuda.Stream(), torch.full((3,), -1.0), _get_default_store()
     if rank == 1:
-        c.reduce_scatter(at(torch.ones(6)), at(scattered), 3, 0, SUM, comm, side)
-        event = side.record_event()
+        store.wait(["rank 0 has looked"])
+    c.reduce_scatter(at(torch.ones(6)), at(scattered), 3, 0, SUM, comm, side)
+    event = side.record_event()
+    if rank == 0:
+        assert scattered.tolist() == [-1.0] * 3 and len(side.pending) == 1
+        store.set("rank 0 has looked", "")
     event.synchronize()
     assert scattered.tolist() == [2.0] * 3
+    # A group waits for what was begun before it: here for what it is to gather.
+    summed, gathered = torch.full((3,), -1.0), torch.empty(6)
+    c.reduce_scatter(at(torch.ones(6)), at(summed), 3, 0, SUM, comm, side)
+    c.group_start()
+    c.all_gather(at(summed), at(gathered), 3, 0, comm, main)
+    c.group_end()
+    assert gathered.tolist() == [2.0] * 6
     alone = c.communicator(f"alone {rank}".encode(), 1, 0)
     c.all_reduce(at(third), at(mean), 2, 0, SUM, alone, main)
     assert torch.equal(mean, third)
