@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make bench` and `make test`. Each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
-WORKERS := 0
+WORKERS := 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
