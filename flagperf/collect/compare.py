@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -318,4 +319,6 @@ def _flat(environment: Any) -> dict[str, str]:
         return {}
     packages = environment.get("packages")
     flat = {name: str(value) for name, value in environment.items() if name != "packages"}
+    if "commit" in flat:  # as git shortens it
+        flat["commit"] = re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", flat["commit"])
     return flat | ({str(k): str(v) for k, v in packages.items()} if isinstance(packages, dict) else {})

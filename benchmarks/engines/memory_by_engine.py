@@ -1,6 +1,6 @@
 """Memory a rank by engine and ZeRO stage, measured, beside what the engine's ledger predicts.
 
-    python benchmarks/memory_by_engine.py [--engine fsdp:zero=3 …] [--dtype fp32 …] [--accumulate 1] [--json]
+    python benchmarks/engines/memory_by_engine.py [--engine fsdp:zero=3 …] [--dtype fp32 …] [--accumulate 1] [--json]
 
 One short trial each of about 118 million parameters on two ranks. The allocator's peak is compared with the prediction;
 the resident set has Python, torch and libraries in it besides. glibc keeps freed memory, which hides what ZeRO saves;
