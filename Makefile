@@ -12,7 +12,7 @@ help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 bench: $(VENV)/.installed  ## Set up, run the main job, write runs/<id>/report.html
-	$(BIN)/flagperf run aquila/bmtrain-vs-megatron --preset tiny --ranks 2 --steps 10
+	$(BIN)/flagperf run aquila/bmtrain-vs-megatron --preset tiny --ranks 2 --warmup 3 --steps 6 --set protocol.validation=8
 
 test: $(VENV)/.developed  ## Set up and run every test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup

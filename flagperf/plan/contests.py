@@ -130,8 +130,9 @@ def _rounds(contest: Contest, arms: Sequence[Arm], like: Trial, first: int) -> l
 
 def _probe(like: Trial, ladder: Ladder, rung: int, place: int) -> Trial:
     """Return the short trial of one rung of a ladder."""
+    short = {"warmup": _WARMUP, "steps": _STEPS, "trials": 1, "profile": 0}
     # As many validation sequences as ranks can be divided over any number of data-parallel groups.
-    protocol = msgspec.structs.replace(like.protocol, warmup=_WARMUP, steps=_STEPS, validation=like.ranks, trials=1)
+    protocol = msgspec.structs.replace(like.protocol, validation=like.ranks, **short)
     trial = msgspec.structs.replace(
         like, engine=ladder.engine, layout=ladder.rungs[rung], purpose="search", protocol=protocol, trial=0
     )
