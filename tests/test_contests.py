@@ -34,8 +34,9 @@ def planned(**options: Any) -> Run:
 
 
 def result(run: Run, trial: Trial, speed: float = 100.0, memory: float = 50.0, reasons: tuple[str, ...] = ()) -> Result:
-    """A result as the collector would make it, with a memory in MiB."""
+    """A result as the collector would make it, with a memory in MiB and a speed that is sure to 1 %."""
     values = {"tokens_per_second": speed, "memory_peak_allocated": memory}
+    bounds = {"tokens_per_second": {"low": 0.99 * speed, "high": 1.01 * speed}}
     return Result(
         case=trial.case,
         preset=trial.preset,
@@ -52,7 +53,9 @@ def result(run: Run, trial: Trial, speed: float = 100.0, memory: float = 50.0, r
         metrics={}
         if reasons
         else {
-            name: MetricValue(value=value, unit=metric(name).unit, direction=metric(name).direction)
+            name: MetricValue(
+                value=value, unit=metric(name).unit, direction=metric(name).direction, **bounds.get(name, {})
+            )
             for name, value in values.items()
         },
         run=run.id,
@@ -60,14 +63,17 @@ def result(run: Run, trial: Trial, speed: float = 100.0, memory: float = 50.0, r
     )
 
 
-def played(run: Run, memory: dict[str, float], fails: dict[str, str] | None = None) -> tuple[Run, list[Result]]:
-    """Carry out a run on paper: an arm's memory by a part of its name, what it fails of likewise."""
+def played(
+    run: Run, memory: dict[str, float], fails: dict[str, str] | None = None, speed: dict[str, float] | None = None
+) -> tuple[Run, list[Result]]:
+    """Carry out a run on paper: an arm's memory by a part of its name; what it fails of and its speed likewise."""
     results: list[Result] = []
     while True:
         for trial in run.trials[len(results) :]:
             why = [code for part, code in (fails or {}).items() if part in trial.arm]
             size = next((mib for part, mib in memory.items() if part in trial.arm), 1.0)
-            results.append(result(run, trial, 100.0 + len(trial.arm), size, tuple(why)))
+            fast = next((value for part, value in (speed or {}).items() if part in trial.arm), 100.0)
+            results.append(result(run, trial, fast, size, tuple(why)))
         more = further(run, results)
         if not more:
             return run, results
@@ -87,11 +93,24 @@ def test_a_search_begins_with_the_largest_micro_batch_of_each_layout() -> None:
     assert run.baseline == "ddp:zero=0,micro=4"
 
 
+@pytest.mark.parametrize("faster", [0.9, 1.01, 1.019])
+def test_the_named_layout_is_the_best_unless_another_is_surely_faster(faster: float) -> None:
+    run, results = played(planned(), {}, speed={"fsdp:zero=2": 100.0 * faster})
+    assert run.contest is not None
+    assert str(best(run.contest, "fsdp", results)) == "fsdp:zero=3,micro=4"
+    assert len(arms([trial for trial in run.trials if trial.purpose == "measure"])) == 2
+    # Where an interval is lacking nothing is sure.
+    unsure = [
+        msgspec.structs.replace(r, metrics={k: msgspec.structs.replace(v, low=None) for k, v in r.metrics.items()})
+        for r in played(planned(), {}, speed={"fsdp:zero=2": 200.0})[1]
+    ]
+    assert str(best(run.contest, "fsdp", unsure)) == "fsdp:zero=3,micro=4"
+
+
 def test_when_all_fit_the_best_is_measured_beside_the_named() -> None:
     run = planned(trials=2)
-    run, results = played(run, {})
+    run, results = played(run, {}, speed={"fsdp:zero=2": 103.0})
     measured = [trial for trial in run.trials if trial.purpose == "measure"]
-    # ZeRO 2 and 3 are equally fast on paper: the one that was tried first is taken, and ddp's best is the named one.
     assert arms(measured) == ["ddp:zero=0,micro=4", "fsdp:zero=3,micro=4", "fsdp:zero=2,micro=4"]
     assert [trial.seed for trial in measured] == [1234] * 3 + [1235] * 3
     assert [trial.arm for trial in measured[3:]] == [trial.arm for trial in reversed(measured[:3])]

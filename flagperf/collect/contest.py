@@ -30,9 +30,9 @@ def tried(contest: Contest, ladder: Ladder, results: Sequence[Result]) -> list[T
 
 
 def _tried(contest: Contest, arm: Arm, result: Result) -> Tried:
-    speed, memory = (
-        result.metrics[name].value if name in result.metrics else None for name in (_LEADING, "memory_peak_allocated")
-    )
+    leading, allocated = (result.metrics.get(name) for name in (_LEADING, "memory_peak_allocated"))
+    speed = leading.value if leading else None
+    memory = allocated.value if allocated else None
     verdict: Literal["fits", "too big", "failed"] = "fits"
     why = ""
     if any(reason.code == "out_of_memory" for reason in result.reasons):
@@ -44,11 +44,24 @@ def _tried(contest: Contest, arm: Arm, result: Result) -> Tried:
             verdict, why = "failed", "its memory couldn't be measured, so it isn't known whether it fits"
         elif memory * _MIB > contest.memory_budget:
             verdict = "too big"
-    return Tried(arm=arm, trial=result.id, verdict=verdict, tokens_per_second=speed, memory_mib=memory, why=why)
+    return Tried(
+        arm=arm,
+        trial=result.id,
+        verdict=verdict,
+        tokens_per_second=speed,
+        low=leading.low if leading else None,
+        high=leading.high if leading else None,
+        memory_mib=memory,
+        why=why,
+    )
 
 
 def best(contest: Contest, engine: str, results: Sequence[Result]) -> Arm | None:
-    """Return the fastest layout of an engine among those that were tried and fit; None if none does."""
+    """Return the fastest layout of an engine among those that were tried and fit; None if none does.
+
+    The layout that was named gives way only to one that is surely faster, by the intervals over their steps: else
+    noise would choose, and what it chose would cost another arm of trials to measure.
+    """
     fitting = [
         each
         for ladder in contest.ladders
@@ -56,7 +69,17 @@ def best(contest: Contest, engine: str, results: Sequence[Result]) -> Arm | None
         for each in tried(contest, ladder, results)
         if each.verdict == "fits"
     ]
-    return max(fitting, key=lambda each: each.tokens_per_second or 0.0).arm if fitting else None
+    if not fitting:
+        return None
+    fastest = max(fitting, key=lambda each: each.tokens_per_second or 0.0)
+    for each in fitting:
+        if each.arm in contest.arms and not _surely_faster(fastest, each):
+            return each.arm
+    return fastest.arm
+
+
+def _surely_faster(one: Tried, other: Tried) -> bool:
+    return one.low is not None and other.high is not None and one.low > other.high
 
 
 def sides(contest: Contest, results: Sequence[Result]) -> dict[Question, tuple[Arm | None, Arm | None]]:

@@ -25,8 +25,8 @@ from flagperf.schema.result import Result
 from flagperf.schema.trial import Run, Trial
 from flagperf.vendor import Vendor
 
-_WARMUP, _STEPS = 2, 4
-"""Of a trial that is only to show whether a layout fits and roughly how fast it is."""
+_WARMUP, _STEPS = 2, 6
+"""Of a trial that is only to show whether a layout fits and roughly how fast it is; fewer steps give no interval."""
 Completed = Callable[[Arm], Trial]
 _LARGEST = 4
 """The search begins with micro-batches of at most this many times the preset's."""

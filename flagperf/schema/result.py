@@ -82,6 +82,9 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """Its id in the run."""
     verdict: Literal["fits", "too big", "failed"]
     tokens_per_second: float | None = None
+    low: float | None = None
+    """With `high` the 95 % interval of the speed over the trial's steps; None where they are too few for one."""
+    high: float | None = None
     memory_mib: float | None = None
     """Allocator peak of a rank."""
     why: str = ""

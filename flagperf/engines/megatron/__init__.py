@@ -8,3 +8,11 @@
 | `parallel` | `MegatronParallel`: process groups, whose rank speaks for whom, weights in and out; the base of engines |
 | `engine` | `Megatron`: trained by Megatron's own schedules, DDP and optimizers |
 """
+
+from contextlib import suppress
+
+from flagperf.engines.megatron.shims import uncompiled
+
+# Without Megatron `weights` is of use still, and whoever wants the others gets the error from them.
+with uncompiled(), suppress(ModuleNotFoundError):
+    import megatron.core.models.gpt  # noqa: F401 - before any module of this package does

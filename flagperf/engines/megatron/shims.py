@@ -7,13 +7,30 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 # Megatron asks for a parameter's type by this name, in place of its dtype, to tell weights of 16 bits.
 _TYPES = {torch.float32: "FloatTensor", torch.float16: "HalfTensor", torch.bfloat16: "BFloat16Tensor"}
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Where there is no CUDA, have `torch.compile` give functions back as they are while Megatron is imported.
+
+    Its modules hand their fused functions to the compiler as they are imported. `model.transformer_config` turns all
+    of these fusions off, but asking for the compiler imports it: four seconds of a core in every rank.
+    """
+    compile_, cuda = torch.compile, torch.cuda.is_available()
+    if not cuda:
+        torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_
 
 
 def install(device: torch.device) -> list[str]:
@@ -36,6 +53,7 @@ def install(device: torch.device) -> list[str]:
     return [
         f"in Megatron's modules torch.cuda and the device 'cuda' mean {device.type}",
         f"random states are those of {device.type}",
+        "fused functions, none of which is used, aren't compiled",
     ]
 
 
