@@ -21,6 +21,7 @@ import msgspec
 from packaging.specifiers import SpecifierSet
 
 from flagperf.errors import PluginError, Unavailable, UnknownName, UsageError
+from flagperf.schema.ledger import Ledger
 from flagperf.schema.machine import Availability
 from flagperf.schema.manifest import CaseManifest, EngineManifest, LauncherManifest, Manifest, VendorManifest
 
@@ -170,6 +171,16 @@ class Registries:
         self.engines = Registry("engine", EngineManifest, "flagperf.engines", _sub(folders, "engines"))
         self.vendors = Registry("vendor", VendorManifest, "flagperf.vendors", _sub(folders, "vendors"))
         self.launchers = Registry("launcher", LauncherManifest, "flagperf.launchers", _sub(folders, "launchers"))
+
+    def ledger(self, engine: str) -> Ledger:
+        """Return an engine's ledger of memory, with what it shares with other engines."""
+        own = self.engines.get(engine).memory
+        if own.holds_of:
+            own = msgspec.structs.replace(own, holds=[*own.holds, *self.ledger(own.holds_of).holds], holds_of="")
+        if own.activations_of:
+            shared = self.ledger(own.activations_of).activations
+            own = msgspec.structs.replace(own, activations=shared, activations_of="")
+        return own
 
 
 def _sub(folders: Sequence[Path], name: str) -> list[Path]:

@@ -32,8 +32,12 @@ class Shard(msgspec.Struct, frozen=True):
     parameters: float
     matrices: float
     """Of products: without norms and input embedding."""
+    blocks: float
+    block: float
     unit: float
     """The larger of a block and what is outside of blocks."""
+    largest: float
+    """Of any one parameter."""
 
 
 def shard(config: AquilaConfig, layout: Layout) -> Shard:
@@ -44,7 +48,12 @@ def shard(config: AquilaConfig, layout: Layout) -> Shard:
     vocabulary = config.vocab_size * config.dim / layout.tp
     outside = vocabulary * (2 if layout.pp == 1 else 1) + config.dim
     return Shard(
-        parameters=layers * block + outside, matrices=layers * block_matrices + vocabulary, unit=max(block, outside)
+        parameters=layers * block + outside,
+        matrices=layers * block_matrices + vocabulary,
+        blocks=layers * block,
+        block=block,
+        unit=max(block, outside),
+        largest=max(vocabulary, config.ffn * config.dim / layout.tp),
     )
 
 

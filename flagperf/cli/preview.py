@@ -57,7 +57,7 @@ def show(run: Run, registries: Registries, nodes: Nodes, *, json: bool) -> None:
 def _row(trial: Trial, run: Run, registries: Registries, nodes: Nodes) -> dict[str, Any]:
     from flagperf.measure.peak import known_peak
 
-    estimate = registries.cases.load(trial.case)(trial).estimate(registries.engines.get(trial.engine).memory)
+    estimate = registries.cases.load(trial.case)(trial).estimate(registries.ledger(trial.engine))
     steps = trial.protocol.warmup + trial.protocol.steps
     flops = estimate.flops_per_token * estimate.tokens_per_step * steps
     peak = known_peak(

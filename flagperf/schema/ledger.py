@@ -17,11 +17,11 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """`offloaded` is on the host."""
     bytes: dict[str, float]
     """By the trial's dtype; where a dtype isn't named there is no such buffer."""
-    of: Literal["parameters", "matrices", "unit"] = "parameters"
-    """All parameters of the rank's model shard; those of its matrix products; or the larger of a block and of what is
-    outside of blocks: what is gathered at a time."""
+    of: Literal["parameters", "matrices", "blocks", "block", "unit", "largest"] = "parameters"
+    """All parameters of the rank's model shard; those of its matrix products; those in blocks; of one block; of the
+    larger of a block and of what is outside of blocks, where these are gathered whole; or the largest parameter."""
     times: float = 1.0
-    """How many there are at once; of units never more than there are parameters."""
+    """How many there are at once, never more than there are parameters."""
     sharded: bool = False
     """Whether the data-parallel ranks divide it among themselves."""
     when: dict[str, list[int]] = {}
@@ -58,8 +58,12 @@ class Activations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Ledger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an engine's rank holds at the peak of a step."""
 
-    holds: list[Holding]
+    holds: list[Holding] = []
     activations: Activations = Activations()
+    holds_of: str = ""
+    """Engine whose holdings these are too; `Registries.ledger` puts them in."""
+    activations_of: str = ""
+    """Engine whose model keeps the same of each token."""
 
 
 _FP32 = {"fp32": 4.0, "bf16": 4.0, "fp16": 4.0}

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
 
 
 def ledger(engine: str) -> Ledger:
-    return Registries().engines.get(engine).memory
+    return Registries().ledger(engine)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -173,7 +173,8 @@ def test_every_engines_ledger_knows_its_layouts_and_dtypes() -> None:
         rule = manifest.layout.get("zero")
         for stage in rule.values if rule else [0]:
             for dtype in manifest.dtypes:
-                state = memory.state_bytes(config, manifest.memory, layout=Layout(zero=stage), dtype=dtype, ranks=2)
+                held = ledger(manifest.name)
+                state = memory.state_bytes(config, held, layout=Layout(zero=stage), dtype=dtype, ranks=2)
                 assert min(state.weights, state.gradients, state.optimizer) > 0, (manifest.name, stage, dtype)
 
 
@@ -194,10 +195,10 @@ def test_states_that_come_when_activations_go_are_not_added_to_them() -> None:
     registries = Registries()
     trial = plan(options, registries).trials[0]
     case = registries.cases.load(trial.case)(trial)
-    once = case.estimate(registries.engines.get("fsdp").memory)
+    once = case.estimate(registries.ledger("fsdp"))
     assert once.gradients == 0 and once.activations > 0
     more = msgspec.structs.replace(trial, layout=msgspec.structs.replace(trial.layout, micro=1))
-    added = registries.cases.load(trial.case)(more).estimate(registries.engines.get("fsdp").memory)
+    added = registries.cases.load(trial.case)(more).estimate(registries.ledger("fsdp"))
     assert added.gradients == 4 * added.parameters  # whole while micro-batches are added up
     fewest = Ledger(holds=[Holding(what="gradients", bytes={"fp32": 1e6}, since="end")])
     assert case.estimate(fewest).total == pytest.approx(1e6 * once.parameters)
