@@ -88,6 +88,32 @@ class Registry(Generic[M]):
                 f"Its manifest is {found.path}; mend what its entry {manifest.entry} imports.",
             ) from error
 
+    def files(self, name: str) -> dict[str, Path]:
+        """Return the files a plug-in is made of, by their path: a folder of its own whole, else what has its name."""
+        self.get(name)
+        found = self._scan()[name][1]
+        folder = found.path.parent
+        whole = found.package != self.home and found.package.endswith(f".{folder.name}")
+        files = {
+            path.relative_to(folder): path
+            for path in (folder.rglob("*") if whole else folder.glob(f"{found.path.stem}.*"))
+            if path.is_file()
+        }
+        hidden = (".", "__pycache__")
+        return {
+            name.as_posix(): path
+            for name, path in sorted(files.items())
+            if not any(part.startswith(hidden) for part in name.parts)
+        }
+
+    def digest(self, name: str) -> str:
+        """Return a SHA-256 of a plug-in's code and data, wherever it's installed; prose doesn't count."""
+        whole = hashlib.sha256()
+        for place, path in sorted(self.files(name).items()):
+            if path.suffix != ".md":
+                whole.update(f"{place}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        return whole.hexdigest()
+
     def _scan(self) -> dict[str, tuple[M, Found]]:
         if self._found is None:
             known: dict[str, tuple[M, Found]] = {}

@@ -76,7 +76,8 @@ def execute(
                     for trial in pending:
                         watcher.trial_started(run.trials.index(trial) + 1, len(run.trials), trial)
                         trial = _with_peak(trial, nodes, watcher)
-                        journal.write(Key.TRIAL_START, {"id": trial.id, "prepared": facts[trial.case]})
+                        begun = {"id": trial.id, "prepared": facts[trial.case], "code": _code(trial, registries)}
+                        journal.write(Key.TRIAL_START, begun)
                         outcome = _launch(trial, folder, launcher, journal, watcher, registries)
                         journal.write(Key.TRIAL_STOP, {"id": trial.id, "outcome": msgspec.to_builtins(outcome)})
                         result = read_trial(folder, run, trial).result
@@ -137,6 +138,15 @@ def _prepare(trials: list[Trial], registries: Registries, watcher: Watcher) -> d
     return {name: registries.cases.load(name)(trial).prepare(watcher.stage) for name, trial in first.items()}
 
 
+def _code(trial: Trial, registries: Registries) -> dict[str, str]:
+    """Return digests of the plug-ins that a trial runs with: whoever reads it later can tell if theirs are the same."""
+    return {
+        "case": registries.cases.digest(trial.case),
+        "engine": registries.engines.digest(trial.engine),
+        "vendor": registries.vendors.digest(trial.vendor),
+    }
+
+
 def _with_peak(trial: Trial, nodes: Nodes, watcher: Watcher) -> Trial:
     """Return the trial with the measured peak that its MFU is relative to; measured once a machine."""
     local = trial.ranks // nodes.count
@@ -160,7 +170,7 @@ def _launch(
     place.mkdir(parents=True, exist_ok=True)
     _write(place / f"trial{launcher.nodes.suffix}.json", trial)
     vendor = registries.vendors.get(trial.vendor)
-    environment = {**vendor.environment, "OMP_NUM_THREADS": str(trial.threads)}
+    environment = {**vendor.variables(trial.case), "OMP_NUM_THREADS": str(trial.threads)}
     progress = _Progress(place / "rank0.journal", trial, watcher)
     began = time.monotonic()
     _environment(journal, trial, "before", folder)
