@@ -20,6 +20,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from packaging.specifiers import SpecifierSet
 
+from flagperf.chips import TABLE, read_tables
+from flagperf.detection import Host, Surroundings
 from flagperf.errors import PluginError, Unavailable, UnknownName, UsageError
 from flagperf.schema.ledger import Ledger
 from flagperf.schema.machine import Availability
@@ -134,9 +136,14 @@ class Registry(Generic[M]):
         return self._found
 
     def _manifests(self) -> Iterator[Found]:
+        for base, package in self._places():
+            yield from _in_folder(base, package)
+
+    def _places(self) -> Iterator[tuple[Path, str]]:
+        """Return the folders to look in, each with the package that it is."""
         home = importlib.import_module(self.home)
         for base in home.__path__:
-            yield from _in_folder(Path(base), self.home)
+            yield Path(base), self.home
         for entry in importlib.metadata.entry_points(group=f"flagperf.{self.kind}s"):
             try:
                 spec = importlib.util.find_spec(entry.value)
@@ -146,9 +153,18 @@ class Registry(Generic[M]):
                 self.broken[entry.value] = f"the entry point {entry.name!r} names no package that can be found"
                 continue
             for base in spec.submodule_search_locations:
-                yield from _in_folder(Path(base), entry.value)
+                yield Path(base), entry.value
         for folder in self.folders:
-            yield from _in_folder(folder, _package(folder))
+            yield folder, _package(folder)
+
+
+class VendorRegistry(Registry[VendorManifest]):
+    """The vendors, each told of the others: some pose as another one."""
+
+    def adapter(self, name: str, host: Host | None = None) -> Any:
+        """Return a vendor's adapter (`flagperf.vendor.Vendor`) for this host, or for another one."""
+        chips = read_tables(dict.fromkeys(base for base, _ in self._places()))
+        return self.load(name)(self.get(name), Surroundings(host=host or Host(), vendors=self.all(), chips=chips))
 
 
 def _package(folder: Path) -> str:
@@ -164,7 +180,8 @@ def _package(folder: Path) -> str:
 def _in_folder(base: Path, package: str) -> Iterator[Found]:
     """Manifests beside the package's modules, and one level down in its sub-packages."""
     for path in sorted(base.glob("*.toml")):
-        yield Found(path=path, package=package)
+        if path.name != TABLE:
+            yield Found(path=path, package=package)
     for path in sorted(base.glob("*/*.toml")):
         yield Found(path=path, package=f"{package}.{path.parent.name}")
 
@@ -195,7 +212,7 @@ class Registries:
                 raise UsageError(f"There is no folder {folder} to look for plug-ins in.")
         self.cases = Registry("case", CaseManifest, "flagperf.cases", _sub(folders, "cases"))
         self.engines = Registry("engine", EngineManifest, "flagperf.engines", _sub(folders, "engines"))
-        self.vendors = Registry("vendor", VendorManifest, "flagperf.vendors", _sub(folders, "vendors"))
+        self.vendors = VendorRegistry("vendor", VendorManifest, "flagperf.vendors", _sub(folders, "vendors"))
         self.launchers = Registry("launcher", LauncherManifest, "flagperf.launchers", _sub(folders, "launchers"))
 
     def ledger(self, engine: str) -> Ledger:

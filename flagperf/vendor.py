@@ -1,6 +1,7 @@
 """The vendor contract: all that the harness asks of a chip maker's stack.
 
-An adapter is a folder with a manifest (`*.toml`, see `VendorManifest`) and an entry class derived from `Vendor`.
+An adapter is a folder with a manifest (`*.toml`, see `VendorManifest`) and an entry class derived from `Vendor`; for an
+accelerator from `flagperf.accelerator.Accelerator`, which needs nothing but a parser of what the maker's tool prints.
 The methods of `Vendor` may be called anywhere, must be quick, and never import torch or start a vendor's runtime,
 but for `runtime`; that one and what it returns belong to a rank.
 """
@@ -12,9 +13,12 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from flagperf.detection import Surroundings
+from flagperf.errors import FlagPerfError
 from flagperf.schema.event import Memory
 from flagperf.schema.machine import Availability, Device
 from flagperf.schema.manifest import VendorManifest
+from flagperf.schema.reading import Readings
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +27,9 @@ if TYPE_CHECKING:
 class Vendor(ABC):
     """What the harness knows of one chip maker's stack on this host."""
 
-    def __init__(self, manifest: VendorManifest) -> None:
+    def __init__(self, manifest: VendorManifest, around: Surroundings | None = None) -> None:
         self.manifest = manifest
+        self.around = around or Surroundings()
 
     @property
     def name(self) -> str:
@@ -51,6 +56,18 @@ class Vendor(ABC):
         Called about once a second in a process of its own, in a thread that may be given up if it doesn't return.
         """
         return []
+
+    def parse(self, text: str, command: str = "") -> Readings:
+        """Return what a tool of this vendor said, from what it printed.
+
+        `command` is the command line that printed it, if known. Never raises for any text: what can't be made out is
+        unknown, and what the tool complains of is the `error`.
+        """
+        raise FlagPerfError(f"The vendor {self.name!r} has no tool whose output could be parsed.")
+
+    def rated(self, dtype: str) -> float | None:
+        """Return the maker's dense peak a device, FLOP/s; None where the devices differ or no source says it."""
+        return None
 
     def threads(self, ranks: int) -> int:
         """Return how many compute threads each of `ranks` local ranks gets."""

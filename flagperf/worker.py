@@ -63,7 +63,7 @@ def rank_context(trial: Trial, journal: Journal) -> RankContext:
     """Return this rank's place in the trial, by the environment that torch elastic gave it, and open its device."""
     local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     registries = Registries([Path(folder) for folder in trial.plugins])
-    vendor = registries.vendors.load(trial.vendor)(registries.vendors.get(trial.vendor))
+    vendor = registries.vendors.adapter(trial.vendor)
     return RankContext(
         trial=trial,
         rank=int(os.environ["RANK"]),

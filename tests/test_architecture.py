@@ -16,14 +16,15 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"_version", "errors", "paths", "processes"},
     {"schema"},
+    {"chips", "detection", "parsing", "tools"},
     {"journal", "metrics", "settings", "registry", "statistics", "data", "measure"},
-    {"vendor", "case", "launchers"},
+    {"vendor", "accelerator", "case", "launchers"},
     {"context"},
     {"engine"},
     {"training"},
     {"engines", "worker"},
     {"plan", "collect"},
-    {"run"},
+    {"run", "submit"},
     {"cli", "__main__"},
 ]
 

@@ -131,8 +131,8 @@ def test_an_unknown_name_lists_the_good_ones() -> None:
 def test_a_broken_adapter_doesnt_keep_auto_from_the_cpu(tmp_path: Path, where: str) -> None:
     code = {
         "import": "raise RuntimeError('broken')\n",
-        "constructor": "class V:\n    def __init__(self, manifest): raise RuntimeError('broken')\n",
-        "availability": "class V:\n    def __init__(self, manifest): self.manifest = manifest\n"
+        "constructor": "class V:\n    def __init__(self, manifest, around): raise RuntimeError('broken')\n",
+        "availability": "class V:\n    def __init__(self, manifest, around): self.manifest = manifest\n"
         "    def availability(self): raise RuntimeError('broken')\n",
     }
     adapter = tmp_path / "vendors" / "aaa"

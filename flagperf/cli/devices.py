@@ -53,7 +53,7 @@ def find(registries: Registries) -> list[tuple[Availability, list[Device]]]:
     found: list[tuple[Availability, list[Device]]] = []
     for manifest in registries.vendors.all():
         try:
-            adapter = registries.vendors.load(manifest.name)(manifest)
+            adapter = registries.vendors.adapter(manifest.name)
             found.append((adapter.availability(), adapter.devices()))
         except FlagPerfError as error:
             state = Availability(name=manifest.name, available=False, reason=error.message, remedy=error.hint)

@@ -74,5 +74,6 @@ def _row(trial: Trial, run: Run, registries: Registries, nodes: Nodes) -> dict[s
         "estimated_flops": flops,
         "estimated_seconds": None if peak is None else _STARTUP + flops / (peak * trial.ranks * _MFU),
         "command": registries.launchers.load(run.launcher)(nodes).command(trial, Path("RUN") / "trials" / trial.id),
-        "environment": registries.vendors.get(trial.vendor).environment | {"OMP_NUM_THREADS": str(trial.threads)},
+        "environment": registries.vendors.get(trial.vendor).variables(trial.case)
+        | {"OMP_NUM_THREADS": str(trial.threads)},
     }

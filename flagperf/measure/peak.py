@@ -185,7 +185,7 @@ def _place(vendor_name: str, dtype: str, threads: int, ranks: int, folders: Sequ
     from flagperf.registry import Registries
 
     vendors = Registries(folders).vendors
-    vendor: Vendor = vendors.load(vendor_name)(vendors.get(vendor_name))
+    vendor: Vendor = vendors.adapter(vendor_name)
     shared = vendor.manifest.device_type == "cpu"
     key = _key(vendor, dtype, threads, ranks if shared else 1)
     digest = hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:16]
@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         vendors = Registries(options.plugins).vendors
-        vendor: Vendor = vendors.load(options.vendor)(vendors.get(options.vendor))
+        vendor: Vendor = vendors.adapter(options.vendor)
         runtime = vendor.runtime(0, 1, options.threads)
     except FlagPerfError as error:
         print(error, file=sys.stderr)

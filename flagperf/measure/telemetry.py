@@ -204,7 +204,7 @@ def _devices(vendor: str, folders: list[Path]) -> DeviceSampler:
     from flagperf.registry import Registries
 
     vendors = Registries(folders).vendors
-    adapter: Vendor = vendors.load(vendor)(vendors.get(vendor))
+    adapter: Vendor = vendors.adapter(vendor)
     return DeviceSampler(adapter.sample)
 
 

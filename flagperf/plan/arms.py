@@ -48,6 +48,10 @@ def check_engine(engine: EngineManifest, vendor: Vendor, dtype: str) -> None:
         raise UsageError(
             f"The engine {engine.name!r} doesn't train in {dtype}.", f"It can do {', '.join(engine.dtypes)}: --dtype."
         )
+    if dtype in vendor.manifest.limits:
+        raise UsageError(
+            f"{vendor.name} can't train in {dtype}: {vendor.manifest.limits[dtype]}.", "Choose another: --dtype."
+        )
     for operation in engine.collectives:
         if operation in vendor.manifest.lacking:
             raise UsageError(

@@ -120,7 +120,7 @@ def template(arm: Arm, size: Size, vendor: Vendor, ranks: int, options: Options,
         settings=size.settings,
         metrics=size.case.metrics,
         threads=vendor.threads(ranks // options.nodes.count),
-        rated_flops=vendor.manifest.rated.get(size.dtype),
+        rated_flops=vendor.rated(size.dtype),
         memory_limit=options.memory_limit,
         plugins=options.plugins,
     )

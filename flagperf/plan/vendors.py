@@ -10,7 +10,7 @@ from flagperf.vendor import Vendor
 def choose_vendor(name: str, registries: Registries) -> Vendor:
     """Return the vendor's adapter; `auto` is the accelerator that can be used here, else the CPU."""
     if name != "auto":
-        vendor: Vendor = registries.vendors.load(name)(registries.vendors.get(name))
+        vendor: Vendor = registries.vendors.adapter(name)
         usable = vendor.availability()
         if not usable.available:
             raise UsageError(
@@ -20,6 +20,9 @@ def choose_vendor(name: str, registries: Registries) -> Vendor:
         return vendor
     usable_ones = _usable(registries)
     accelerators = [vendor for vendor in usable_ones if vendor.manifest.device_type != "cpu"]
+    if len(accelerators) > 1:
+        names = [vendor.name for vendor in accelerators]
+        raise UsageError(f"This machine has devices of {' and '.join(names)}.", f"Say which: --vendor {names[0]}")
     for vendor in accelerators or usable_ones:
         return vendor
     raise UsageError("No vendor can be used here.", "`flagperf doctor` says why.")
@@ -30,7 +33,7 @@ def _usable(registries: Registries) -> list[Vendor]:
     found = []
     for manifest in registries.vendors.all():
         try:
-            vendor: Vendor = registries.vendors.load(manifest.name)(manifest)
+            vendor: Vendor = registries.vendors.adapter(manifest.name)
             if vendor.availability().available:
                 found.append(vendor)
         except Exception as error:  # an adapter may raise anything

@@ -118,24 +118,107 @@ class CaseManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What has been published on engines that run this case."""
 
 
+class Markers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What shows that a vendor's hardware or software is on a host, and what tells it from its rivals.
+
+    Patterns are those of shell globs. Looking for markers starts no tool, imports nothing and opens no device.
+    """
+
+    pci: list[str] = []
+    """PCI ids `vendor:device` in lower-case hex, of displays and accelerators only: `10de:*`. The surest marker."""
+    nodes: list[str] = []
+    """Device nodes: `/dev/nvidia[0-9]*`."""
+    files: list[str] = []
+    """What only this vendor's software puts on a host: `/opt/dtk*`. Tells rivals apart; doesn't show a device."""
+    environment: list[str] = []
+    """Variables that say by being set that there are devices: for simulated ones."""
+    distributions: dict[str, str] = {}
+    """Installed distributions by name, each with a pattern of its version: `torch = "*+corex*"`.
+
+    Where a rival's pattern matches the installed torch and this vendor's doesn't, torch can't drive these devices.
+    """
+    names: list[str] = []
+    """What its products are called, whatever the case: `nvidia *`. A device that a rival's pattern matches better,
+    or that is found by nothing but a tool that rivals have too and isn't called so, isn't this vendor's."""
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A command line that prints readings, run without a shell."""
+
+    command: list[str]
+    timeout: float = 10.0
+    """Seconds after which it's killed with all that it started."""
+    adds: bool = False
+    """Asked as well, for what the others leave unknown. Of those that don't add, the first with an answer is taken."""
+
+
+class Variable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An environment variable for every rank, and why."""
+
+    value: str
+    why: str
+    why_zh: str = ""
+
+
+class Container(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a container needs to see the devices."""
+
+    image: str = ""
+    """Where the maker publishes one; empty if none is known."""
+    options: list[str] = []
+    """For `docker run`."""
+    source: str = ""
+
+
+class KernelProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A distribution with kernels for these devices."""
+
+    distribution: str
+    module: str
+    operations: list[str]
+    """`attention`, `rms_norm` …"""
+
+
+class CaseOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a vendor chooses for one case, within the case's rules; what a user says goes before it."""
+
+    micro: int | None = None
+    """Sequences a micro-batch."""
+    dtype: str | None = None
+    environment: dict[str, Variable] = {}
+    why: str
+
+
 class VendorManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A vendor: all that the harness knows of one chip maker's stack."""
+    """A vendor: all that the harness knows of one chip maker's stack and that can be said as data."""
 
     device_type: str
     """torch's device type: `cpu`, `cuda`, `npu` …"""
     backend: str
     """torch.distributed backend for its tensors."""
     visible_devices: str = ""
-    """Environment variable that limits which devices a process sees."""
+    """Environment variable that limits which devices a process sees; empty where none is known."""
     plugin: str = ""
     """Module to import so that torch knows the device; empty where torch has it."""
-    rated: dict[str, float] = {}
-    """The maker's dense peak by dtype, FLOP/s a device, where an honest data sheet has one."""
-    rated_source: str = ""
+    install: str = ""
+    """How to get a torch for these devices: a command, or a page of the maker's."""
+    markers: Markers = Markers()
+    tools: list[Tool] = []
+    """In order of preference."""
     lacking: dict[str, str] = {}
     """Operations that the backend can't do for these devices, each with the reason."""
-    environment: dict[str, str] = {}
-    """Set for every rank, each with its reason in the adapter's README."""
+    limits: dict[str, str] = {}
+    """Data types that the devices can't compute in (`fp64`, `bf16` …), each with the reason."""
+    environment: dict[str, Variable] = {}
+    container: Container = Container()
+    kernels: list[KernelProvider] = []
+    cases: dict[str, CaseOverride] = {}
+    """By the name of the case."""
+
+    def variables(self, case: str) -> dict[str, str]:
+        """Return the environment of every rank of a case."""
+        own = self.cases[case].environment if case in self.cases else {}
+        return {name: variable.value for name, variable in {**self.environment, **own}.items()}
 
 
 class LauncherManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,69 @@
+"""Text of a tool: its decoding, and its complaints."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+
+_MOST_OF_A_LINE = 300
+"""Characters of a complaint that are kept."""
+
+_COMPLAINT = re.compile(
+    r"\b(?:fail(?:ed|ure)|error|fatal|exception|unable to|could ?n[o']t|can ?n[o']t|not (?:found|initiali[sz]ed|"
+    r"supported|loaded|installed|available|running|recogni[sz]ed|accessible|connected|ready)|n't (?:open|load|find|"
+    r"communicate|found)|no (?:such|(?:\w+ )?devices?)|denied|invalid|unknown (?:device|option|error)|mismatch|"
+    r"timed? ?out|lost|insufficient|missing)\b"
+    r"|失败|错误|异常|未找到|找不到|无法|不存在|不支持|拒绝|超时|未安装|未加载|未检测到",
+    re.IGNORECASE,
+)
+
+
+def decode(data: bytes) -> str:
+    """Return text from bytes of whatever encoding tools and their terminals use; without NUL bytes and CRs.
+
+    Bytes that are no text in any of them become the replacement character.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", "replace")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            # A file that was cut may end within a character; that alone doesn't make it another encoding.
+            cut = error.start >= len(data) - 3
+            try:
+                text = data.decode("utf-8-sig", "replace") if cut else data.decode("gb18030")
+            except UnicodeDecodeError:
+                text = data.decode("utf-8-sig", "replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+
+
+def plain_lines(text: str) -> list[str]:
+    """Return the lines without escape sequences and trailing blanks; other blanks become ordinary ones."""
+    stripped = _ESCAPE.sub("", text) if "\x1b" in text else text
+    return [line.replace("\xa0", " ").replace("\u3000", " ").rstrip() for line in stripped.split("\n")]
+
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]{0,16}[A-Za-z]")
+
+
+def width(character: str) -> int:
+    """Return how many columns of a terminal a character takes."""
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def complaint(text: str, any_line: bool = False) -> str:
+    """Return the first line in which a tool says that something went wrong, or nothing; else any last line, if asked.
+
+    Only for output in which no device was found: a table may well say `ECC errors`.
+    """
+    last = ""
+    for line in plain_lines(text):
+        bare = line.strip(" |+-=*#\t")
+        if not bare:
+            continue
+        last = bare
+        if _COMPLAINT.search(bare[:2000]):
+            return bare[:_MOST_OF_A_LINE]
+    return last[:_MOST_OF_A_LINE] if any_line else ""
