@@ -13,7 +13,7 @@ import importlib.util
 import sys
 import tomllib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -109,12 +109,8 @@ class Registry(Generic[M]):
         }
 
     def digest(self, name: str) -> str:
-        """Return a SHA-256 of a plug-in's code and data, wherever it's installed; prose doesn't count."""
-        whole = hashlib.sha256()
-        for place, path in sorted(self.files(name).items()):
-            if path.suffix != ".md":
-                whole.update(f"{place}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-        return whole.hexdigest()
+        """Return a digest of a plug-in's code and data."""
+        return code_digest(self.files(name))
 
     def _scan(self) -> dict[str, tuple[M, Found]]:
         if self._found is None:
@@ -165,6 +161,15 @@ class VendorRegistry(Registry[VendorManifest]):
         """Return a vendor's adapter (`flagperf.vendor.Vendor`) for this host, or for another one."""
         chips = read_tables(dict.fromkeys(base for base, _ in self._places()))
         return self.load(name)(self.get(name), Surroundings(host=host or Host(), vendors=self.all(), chips=chips))
+
+
+def code_digest(files: Mapping[str, Path]) -> str:
+    """Return a SHA-256 of a plug-in's files, by their path in it, wherever they lie; prose doesn't count."""
+    whole = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        if path.suffix != ".md":
+            whole.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def _package(folder: Path) -> str:
