@@ -33,6 +33,9 @@ SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (1536, 1536, 1536), (4096, 102
 """(m, n, k) of `[m, k] @ [n, k]ᵀ` on a CPU, the small ones first: the layout of a linear layer."""
 DEVICE_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 8192, 1280), (16384, 4096, 8192))
 """The same on an accelerator, which needs larger ones to be busy."""
+SLOW = 5e-3
+"""Seconds. An accelerator that a CPU's smallest shape keeps busy for longer, such as an emulator, is given a CPU's
+shapes: the others would take minutes."""
 DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 SECONDS = 1.5
@@ -79,7 +82,7 @@ def measure(device: torch.device, dtype: str, synchronize: Callable[[], None], s
 
     began = time.perf_counter()
     best, best_shape, timings = 0.0, (0, 0, 0), 0
-    shapes = SHAPES if device.type == "cpu" else DEVICE_SHAPES
+    shapes = _shapes(device, dtype, synchronize)
     share = seconds / len(shapes)
     for shape in shapes:
         work = 2.0 * shape[0] * shape[1] * shape[2]
@@ -113,16 +116,27 @@ def pulse(device: torch.device, dtype: str, seconds: float = 0.3) -> float:
 
     import torch
 
-    shape = SHAPES[0] if device.type == "cpu" else DEVICE_SHAPES[0]
-    multiply = _gemm(
-        device, dtype, shape, lambda: None if device.type == "cpu" else torch.accelerator.synchronize(device)
-    )
+    def synchronize() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+    shape = _shapes(device, dtype, synchronize)[0]
+    multiply = _gemm(device, dtype, shape, synchronize)
     multiply()  # the first one chooses a kernel and makes room
     took: list[float] = []
     until = time.perf_counter() + seconds
     while not took or time.perf_counter() < until:
         took.append(multiply())
     return 2.0 * shape[0] * shape[1] * shape[2] / statistics.median(took)
+
+
+def _shapes(device: torch.device, dtype: str, synchronize: Callable[[], None]) -> tuple[tuple[int, int, int], ...]:
+    """Return the shapes that keep a device busy, and not for too long."""
+    if device.type == "cpu":
+        return SHAPES
+    multiply = _gemm(device, dtype, SHAPES[0], synchronize)
+    multiply()
+    return SHAPES if multiply() > SLOW else DEVICE_SHAPES
 
 
 def _gemm(
