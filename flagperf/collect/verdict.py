@@ -38,6 +38,14 @@ _CAUSES: list[tuple[str, re.Pattern[str], str, str]] = [
         "Use a smaller micro-batch (--layout micro=…), recomputation, a higher ZeRO stage or more ranks.",
     ),
     (
+        "device_lost",
+        re.compile(
+            r"(device|GPU)\b.{0,40}\bis (now )?lost|fallen off the bus|GPU_IS_LOST|device[ _]lost|device removed", re.I
+        ),
+        "lost its device",
+        "The driver's log says why: overheating, power, or the device itself. Reset it before the next trial.",
+    ),
+    (
         "disk_full",
         re.compile(r"disk full|no space left on device|disk quota exceeded|ENOSPC", re.I),
         "couldn't write: the disk is full",
@@ -287,6 +295,14 @@ def notes(
 ) -> list[Reason]:
     """Return what doesn't make a result invalid but must be seen."""
     found: list[Reason] = []
+    if simulated := next((said for rank in ranks if (said := _simulated(rank))), ""):
+        found.append(
+            Reason(
+                "simulated",
+                f"The devices are simulated: {simulated}. No speed here is that of any chip.",
+                "It tries the harness; to measure, use devices that exist.",
+            )
+        )
     named = [*((f"rank{rank.rank}.journal", rank.flaws) for rank in ranks), ("telemetry.journal", telemetry.flaws)]
     named.append(("harness.journal", harness.flaws))
     found += [_flaws(name, flaws) for name, flaws in named if flaws]
@@ -339,6 +355,12 @@ def notes(
             )
         )
     return found
+
+
+def _simulated(rank: RankJournal) -> str:
+    """Return what a rank says it runs on instead of a real device, or nothing."""
+    facts = rank.last(Key.BUILD).get("facts")
+    return str(facts.get("simulated") or "") if isinstance(facts, dict) else ""
 
 
 def _flaws(name: str, flaws: Counter[str]) -> Reason:
