@@ -24,7 +24,7 @@ from typing import Any
 from flagperf.collect.store import Store
 
 HERE = Path(__file__).parent
-BANDWIDTHS = [None, 2000, 1000, 500, 250, 100]
+BANDWIDTHS = [None, 1000, 500, 250, 100]
 """Mbit/s each way; None: as fast as the machine copies."""
 OVERLAP = [
     "bmtrain:zero=3,overlap=1",
