@@ -15,6 +15,17 @@ import msgspec
 from flagperf.schema.event import Event
 from flagperf.schema.machine import Availability, Device
 from flagperf.schema.result import Comparison, Result, RunOutput
+from flagperf.schema.submission import (
+    BundleManifest,
+    ClaimedResults,
+    Rules,
+    Signature,
+    SubmitCheckOutput,
+    SubmitKeygenOutput,
+    SubmitPackOutput,
+    SubmitSystemOutput,
+    SystemDescription,
+)
 from flagperf.schema.trial import Run, Trial
 
 
@@ -174,11 +185,20 @@ DOCUMENTS: dict[str, type[msgspec.Struct]] = {
     "data-prepare": DataPrepareOutput,
     "data-verify": DataVerifyOutput,
     "data-list": DataListOutput,
+    "submit-system": SubmitSystemOutput,
+    "submit-pack": SubmitPackOutput,
+    "submit-check": SubmitCheckOutput,
+    "submit-keygen": SubmitKeygenOutput,
+    "file-submission-manifest": BundleManifest,
+    "file-submission-results": ClaimedResults,
+    "file-submission-rules": Rules,
+    "file-submission-signature": Signature,
+    "file-submission-system": SystemDescription,
     "file-run": Run,
     "file-trial": Trial,
     "file-journal-event": Event,
 }
-"""What is described in docs/schema: a command's output, or a file of a run's folder."""
+"""What is described in docs/schema: a command's output, or a file of a run's folder or of a submission."""
 
 
 def schema(name: str) -> bytes:
