@@ -13,7 +13,7 @@ from flagperf.errors import PluginError
 from flagperf.schema.chip import Chip
 
 TABLE = "chips.toml"
-"""Its name, beside the folders of the adapters."""
+"""Its name, in an adapter's folder or beside the folders of several."""
 
 _LEAST, _MOST = 0.86, 1.075
 """A device's memory as its tool tells it, over the rated one: less where ECC or firmware takes some, more where the

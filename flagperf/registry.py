@@ -23,6 +23,7 @@ from packaging.specifiers import SpecifierSet
 from flagperf.chips import TABLE, read_tables
 from flagperf.detection import Host, Surroundings
 from flagperf.errors import PluginError, Unavailable, UnknownName, UsageError
+from flagperf.schema.chip import Chip
 from flagperf.schema.ledger import Ledger
 from flagperf.schema.machine import Availability
 from flagperf.schema.manifest import CaseManifest, EngineManifest, LauncherManifest, Manifest, VendorManifest
@@ -90,12 +91,18 @@ class Registry(Generic[M]):
                 f"Its manifest is {found.path}; mend what its entry {manifest.entry} imports.",
             ) from error
 
+    def place(self, name: str) -> Path:
+        """Return a plug-in's manifest file; raises as `get` does."""
+        self.get(name)
+        return self._scan()[name][1].path
+
     def files(self, name: str) -> dict[str, Path]:
         """Return the files a plug-in is made of, by their path: a folder of its own whole, else what has its name."""
         self.get(name)
         found = self._scan()[name][1]
         folder = found.path.parent
-        whole = found.package != self.home and found.package.endswith(f".{folder.name}")
+        alone = len(_manifests(folder, "*.toml")) == 1
+        whole = found.package != self.home and (alone or found.package.endswith(f".{folder.name}"))
         files = {
             path.relative_to(folder): path
             for path in (folder.rglob("*") if whole else folder.glob(f"{found.path.stem}.*"))
@@ -123,6 +130,8 @@ class Registry(Generic[M]):
                     continue
                 if manifest.name in known:
                     first = known[manifest.name][1].path
+                    if first.resolve() == found.path.resolve():  # named twice, or installed and named
+                        continue
                     raise PluginError(
                         f"Two {self.kind}s are called {manifest.name!r}: {first} and {found.path}",
                         "Rename one, or leave its folder out.",
@@ -159,8 +168,13 @@ class VendorRegistry(Registry[VendorManifest]):
 
     def adapter(self, name: str, host: Host | None = None) -> Any:
         """Return a vendor's adapter (`flagperf.vendor.Vendor`) for this host, or for another one."""
-        chips = read_tables(dict.fromkeys(base for base, _ in self._places()))
+        chips = self.chips(name)
         return self.load(name)(self.get(name), Surroundings(host=host or Host(), vendors=self.all(), chips=chips))
+
+    def chips(self, name: str) -> list[Chip]:
+        """Return the tables of chips in an adapter's folder and beside it; no other adapter's can break it."""
+        folder = self.place(name).parent
+        return read_tables([folder.parent, folder])
 
 
 def code_digest(files: Mapping[str, Path]) -> str:
@@ -184,11 +198,14 @@ def _package(folder: Path) -> str:
 
 def _in_folder(base: Path, package: str) -> Iterator[Found]:
     """Manifests beside the package's modules, and one level down in its sub-packages."""
-    for path in sorted(base.glob("*.toml")):
-        if path.name != TABLE:
-            yield Found(path=path, package=package)
-    for path in sorted(base.glob("*/*.toml")):
+    for path in _manifests(base, "*.toml"):
+        yield Found(path=path, package=package)
+    for path in _manifests(base, "*/*.toml"):
         yield Found(path=path, package=f"{package}.{path.parent.name}")
+
+
+def _manifests(base: Path, pattern: str) -> list[Path]:
+    return [path for path in sorted(base.glob(pattern)) if path.name not in (TABLE, "pyproject.toml")]
 
 
 def availability(manifest: Manifest) -> Availability:
@@ -217,7 +234,8 @@ class Registries:
                 raise UsageError(f"There is no folder {folder} to look for plug-ins in.")
         self.cases = Registry("case", CaseManifest, "flagperf.cases", _sub(folders, "cases"))
         self.engines = Registry("engine", EngineManifest, "flagperf.engines", _sub(folders, "engines"))
-        self.vendors = VendorRegistry("vendor", VendorManifest, "flagperf.vendors", _sub(folders, "vendors"))
+        adapters = [*_sub(folders, "vendors"), *(folder for folder in folders if not _has_kinds(folder))]
+        self.vendors = VendorRegistry("vendor", VendorManifest, "flagperf.vendors", adapters)
         self.launchers = Registry("launcher", LauncherManifest, "flagperf.launchers", _sub(folders, "launchers"))
 
     def ledger(self, engine: str) -> Ledger:
@@ -229,6 +247,14 @@ class Registries:
             shared = self.ledger(own.activations_of).activations
             own = msgspec.structs.replace(own, activations=shared, activations_of="")
         return own
+
+
+_KINDS = ("cases", "engines", "vendors", "launchers")
+
+
+def _has_kinds(folder: Path) -> bool:
+    """Whether a folder is sorted by kinds of plug-ins; one that isn't is of adapters, or is an adapter itself."""
+    return any((folder / kind).is_dir() for kind in _KINDS)
 
 
 def _sub(folders: Sequence[Path], name: str) -> list[Path]:

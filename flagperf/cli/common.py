@@ -19,6 +19,23 @@ JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 _folders: list[Path] = []
 
 
+def _add_adapters(folders: list[Path] | None) -> list[Path] | None:
+    _folders.extend(folder.resolve() for folder in folders or [])
+    return folders
+
+
+VENDOR_PATH = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--vendor-path",
+        help="An adapter's folder, or one with several in it; may be repeated. Like --plugins, for adapters alone.",
+        callback=_add_adapters,
+        file_okay=False,
+    ),
+]
+"""Taken into account as soon as it's read: a command needs it as a parameter only to have the option."""
+
+
 def use_plugins(folders: list[Path]) -> None:
     """Search these folders for cases, engines, vendors and launchers too."""
     _folders[:] = [folder.resolve() for folder in folders]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from flagperf.schema.machine import Availability, Device
 
 
-def devices(json: common.JSON = False) -> None:
+def devices(json: common.JSON = False, vendor_path: common.VENDOR_PATH = None) -> None:
     """List the devices of every vendor on this machine, and what can't be used, why, and what to do.
 
     Example: flagperf devices --json

@@ -83,6 +83,7 @@ def run(
     nodes: Annotated[int, typer.Option(min=1, help="Hosts; the same command is given on each.")] = 1,
     node_rank: Annotated[int, typer.Option(min=0, help="Which of the hosts this is, from 0.")] = 0,
     rdzv: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the nodes meet: an address of node 0.")] = "",
+    vendor_path: common.VENDOR_PATH = None,
     json: common.JSON = False,
 ) -> None:
     """Run cases and compare engines: trials in fresh processes, interleaved; ends with a table and an HTML report.
