@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 import msgspec
@@ -48,7 +48,7 @@ def run_tool(command: Sequence[str], timeout: float, environ: Mapping[str, str] 
         )
     except OSError as error:
         return ToolOutput(command=argv, problem=f"{argv[0]} can't be run: {error.strerror or error}")
-    with process:
+    with process, _known(process):
         assert process.stdout is not None and process.stderr is not None
         problem = ""
         printed: dict[IO[bytes], bytearray] = {process.stdout: bytearray(), process.stderr: bytearray()}
@@ -67,6 +67,26 @@ def run_tool(command: Sequence[str], timeout: float, environ: Mapping[str, str] 
     if problem:
         return ToolOutput(command=argv, stdout=out, stderr=err, problem=f"{argv[0]}: {problem}")
     return ToolOutput(command=argv, stdout=out, stderr=err, status=process.returncode)
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+@contextlib.contextmanager
+def _known(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    _running.add(process)
+    try:
+        yield
+    finally:
+        _running.discard(process)
+
+
+def kill_tools() -> None:
+    """Kill the tools that run in other threads, with all that they started: for a process that is about to end."""
+    for process in list(_running):
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(printed: dict[IO[bytes], bytearray], deadline: float, timeout: float) -> str:

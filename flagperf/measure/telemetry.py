@@ -13,7 +13,6 @@ import resource
 import select
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,15 +22,14 @@ import msgspec
 
 from flagperf.errors import FlagPerfError
 from flagperf.journal import Journal
+from flagperf.measure.sampler import Counts, DeviceSampler
 from flagperf.measure.sensors import open_sensors
 from flagperf.processes import die_with_parent
 from flagperf.schema.event import Key
+from flagperf.tools import kill_tools
 
 if TYPE_CHECKING:
     from flagperf.vendor import Vendor
-
-DEVICE_TIMEOUT = 10.0
-"""Seconds after which a vendor's sensor that hasn't answered is called hung."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -67,54 +65,25 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sensors that can't be read, and why: said once, when it is found out."""
 
 
-class DeviceSampler:
-    """Asks a vendor's adapter for samples in a thread of its own, so that a tool that hangs holds up nothing."""
-
-    def __init__(self, sample: Callable[[], list[dict[str, Any]]], timeout: float = DEVICE_TIMEOUT) -> None:
-        self._sample, self._timeout = sample, timeout
-        self._wanted = threading.Event()
-        self._lock = threading.Lock()
-        self._ready: list[dict[str, Any]] = []
-        self._error = ""
-        self._asked: float | None = None
-        threading.Thread(target=self._work, name="device-sampler", daemon=True).start()
-
-    def take(self) -> tuple[list[dict[str, Any]], str]:
-        """Return what has come in since the last call and what went wrong, and ask for more. Never waits."""
-        with self._lock:
-            ready, self._ready = self._ready, []
-            error, self._error = self._error, ""
-            asked = self._asked
-            if asked is None:
-                self._asked = time.monotonic()
-                self._wanted.set()
-        if asked is not None and time.monotonic() - asked > self._timeout:
-            error = f"no answer for more than {self._timeout:g} s"
-        return ready, error
-
-    def _work(self) -> None:
-        while self._wanted.wait():
-            self._wanted.clear()
-            devices: list[dict[str, Any]] = []
-            error = ""
-            try:
-                stamp = time.monotonic_ns()
-                devices = [{**device, "ns": stamp} for device in self._sample()]
-            except Exception as problem:  # an adapter may raise anything; the host's sensors go on
-                error = f"{type(problem).__name__}: {problem}"
-            with self._lock:
-                self._ready.extend(devices)
-                self._error, self._asked = error, None
-
-
 class Telemetry:
     """Samples into a journal until it's told to stop."""
 
     def __init__(self, journal: Journal, interval: float, parent: int, devices: DeviceSampler | None = None) -> None:
         self._journal, self._interval, self._devices = journal, interval, devices
         self._sensors, self._unsaid = open_sensors(parent)
-        self._said: set[str] = set()
-        self.samples = self.missed = self.failed = 0
+        self._said: dict[str, str] = {}
+        self.samples = self.missed = self.unwritten = 0
+        self._counts = {name: Counts() for name in self._sensors}
+
+    @property
+    def sources(self) -> dict[str, Counts]:
+        """How often each source was read, failed and was missed; a tick that was slept through is missed by all."""
+        return self._counts | (self._devices.counts if self._devices else {})
+
+    @property
+    def failed(self) -> int:
+        """How many readings failed, of all sources together."""
+        return sum(counts.failed for counts in self.sources.values())
 
     def unavailable(self, sensor: str, why: str) -> None:
         """Have the next sample say that a sensor can't be read."""
@@ -130,28 +99,34 @@ class Telemetry:
                 self.missed += due - tick - 1
                 tick = due
                 self.sample(tick)
-        self.sample(tick)  # what is measured up to its end lies between two samples
+        self.sample(tick, last=True)  # what is measured up to its end lies between two samples
 
-    def sample(self, tick: int) -> None:
+    def sample(self, tick: int, last: bool = False) -> None:
         """Read every sensor and append one sample."""
         values: dict[str, Any] = {}
         problems, self._unsaid = self._unsaid, {}
         for name, read in self._sensors.items():
             try:
                 values.update(read())
+                self._counts[name].read += 1
             except (OSError, ValueError, LookupError) as error:  # gone, or not what was foreseen; the others go on
                 problems[name] = f"{type(error).__name__}: {error}"
-                self.failed += 1
+                self._counts[name].failed += 1
         if self._devices is not None:
-            devices, problem = self._devices.take()
+            devices, problem = self._devices.finish() if last else self._devices.take()
             values["devices"] = devices or None
             if problem:
                 problems["devices"] = problem
-                self.failed += 1
-        news = {name: why for name, why in problems.items() if name not in self._said}
-        self._said |= news.keys()
-        self._journal.write(Key.TELEMETRY, Sample(tick=tick, **values, unavailable=news or None))
-        self.samples += 1
+        news = {name: why for name, why in problems.items() if self._said.get(name) != why}
+        try:
+            self._journal.write(Key.TELEMETRY, Sample(tick=tick, **values, unavailable=news or None))
+        except OSError as error:  # a full disk may have room again; what is lost till then is told at the end
+            if not self.unwritten:
+                print(f"{self._journal.path}: {error}", file=sys.stderr, flush=True)
+            self.unwritten += 1
+        else:
+            self.samples += 1
+            self._said |= news
 
 
 class _Stop:
@@ -199,13 +174,13 @@ def _alive(pid: int) -> bool:
     return state not in (b"Z", b"X")
 
 
-def _devices(vendor: str, folders: list[Path]) -> DeviceSampler:
+def _devices(vendor: str, folders: list[Path], interval: float) -> DeviceSampler:
     """Return what samples a vendor's devices."""
     from flagperf.registry import Registries
 
     vendors = Registries(folders).vendors
     adapter: Vendor = vendors.adapter(vendor)
-    return DeviceSampler(adapter.sample)
+    return DeviceSampler(adapter.sample, interval=interval)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -228,13 +203,14 @@ def main(arguments: list[str] | None = None) -> int:
         devices, problem = None, ""
         if options.vendor:
             try:
-                devices = _devices(options.vendor, options.plugins)
+                devices = _devices(options.vendor, options.plugins, options.interval)
             except FlagPerfError as error:  # the host's sensors are worth having without the vendor's
                 problem = str(error)
         telemetry = Telemetry(journal, options.interval, options.parent, devices)
         if problem:
             telemetry.unavailable("devices", problem)
         telemetry.run(stopped)
+        kill_tools()  # one that hangs would outlive us
         journal.write(
             Key.TELEMETRY_COST,
             {
@@ -243,6 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
                 "samples": telemetry.samples,
                 "missed": telemetry.missed,
                 "failed": telemetry.failed,
+                "unwritten": telemetry.unwritten,
+                "sources": telemetry.sources,
             },
         )
     return 0
