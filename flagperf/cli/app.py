@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flagperf.cli import catalogue, common, compare, data, devices, doctor, report, results, run, submit
+from flagperf.cli import catalogue, common, compare, data, devices, doctor, report, results, run, submit, vendor
 
 app = typer.Typer(
     name="flagperf",
@@ -55,6 +55,7 @@ app.command()(results.results)
 app.command()(compare.compare)
 app.command()(report.report)
 app.add_typer(data.app, name="data")
+app.add_typer(vendor.app, name="vendor")
 app.add_typer(submit.app, name="submit")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import re
-import unicodedata
 
 _MOST_OF_A_LINE = 300
 """Characters of a complaint that are kept."""
@@ -48,22 +47,31 @@ def plain_lines(text: str) -> list[str]:
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]{0,16}[A-Za-z]")
 
 
-def width(character: str) -> int:
-    """Return how many columns of a terminal a character takes."""
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
 def complaint(text: str, any_line: bool = False) -> str:
-    """Return the first line in which a tool says that something went wrong, or nothing; else any last line, if asked.
+    """Return the first lines in which a tool says that something went wrong; else its last line, if asked; or nothing.
 
     Only for output in which no device was found: a table may well say `ECC errors`.
     """
+    found: list[str] = []
     last = ""
     for line in plain_lines(text):
         bare = line.strip(" |+-=*#\t")
         if not bare:
             continue
-        last = bare
-        if _COMPLAINT.search(bare[:2000]):
-            return bare[:_MOST_OF_A_LINE]
-    return last[:_MOST_OF_A_LINE] if any_line else ""
+        last = bare[:_MOST_OF_A_LINE]
+        if _COMPLAINT.search(bare[:2000]) and last not in found:
+            found.append(last)
+            if len(found) == 3:
+                break
+    return "; ".join(found) or (last if any_line else "")
+
+
+_DRIVER = re.compile(r"driver[ _]?(?:version|ver)?\"?\s{0,8}[:=>]?\s{0,40}\"?\s?v?(\d[\w.-]{1,40})", re.IGNORECASE)
+
+
+def driver_version(text: str) -> str | None:
+    """Return the version of the driver, which tools tell near the beginning or, in JSON, at the end."""
+    for part in (text[:8192], text[-4096:]):
+        if match := _DRIVER.search(part):
+            return match[1]
+    return None

@@ -172,6 +172,25 @@ class DataListOutput(msgspec.Struct, frozen=True, kw_only=True):
     corpora: list[dict[str, Any]]
 
 
+class ParsedDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tool's output says of a device; null is what it doesn't say."""
+
+    index: int
+    name: str | None
+    memory_total_mib: float | None
+    memory_used_mib: float | None
+    utilisation_pct: float | None
+    power_w: float | None
+    temperature_c: float | None
+
+
+class VendorParseOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """`flagperf vendor parse --json`. `error` is what the tool complains of."""
+
+    devices: list[ParsedDevice]
+    error: str | None
+
+
 DOCUMENTS: dict[str, type[msgspec.Struct]] = {
     "doctor": DoctorOutput,
     "devices": DevicesOutput,
@@ -185,6 +204,7 @@ DOCUMENTS: dict[str, type[msgspec.Struct]] = {
     "data-prepare": DataPrepareOutput,
     "data-verify": DataVerifyOutput,
     "data-list": DataListOutput,
+    "vendor-parse": VendorParseOutput,
     "submit-system": SubmitSystemOutput,
     "submit-pack": SubmitPackOutput,
     "submit-check": SubmitCheckOutput,

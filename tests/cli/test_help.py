@@ -7,7 +7,7 @@ from helpers import flagperf
 
 COMMANDS = [
     *(["doctor"], ["devices"], ["list"], ["show"], ["run"], ["results"], ["compare"], ["report"]),
-    *(["data", "prepare"], ["data", "verify"], ["data", "list"]),
+    *(["data", "prepare"], ["data", "verify"], ["data", "list"], ["vendor", "parse"]),
 ]
 
 
