@@ -54,4 +54,4 @@ def identify(vendor: str, name: str | None, memory_mib: float | None, chips: Seq
 def _fits(chip: Chip, memory_mib: float | None) -> bool:
     if memory_mib is None or chip.memory_gb is None:
         return True
-    return _LEAST <= memory_mib * 2**20 / (chip.memory_gb * 1e9) <= _MOST
+    return _LEAST <= memory_mib * 2**20 * chip.devices / (chip.memory_gb * 1e9) <= _MOST

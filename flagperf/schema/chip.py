@@ -8,12 +8,14 @@ import msgspec
 
 
 class Chip(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the maker rates a chip at, dense, a device as torch counts them. `None` is what no source says."""
+    """What the maker rates a chip at, dense. `None` is what no source says."""
 
     vendor: str
     chip: str
     names: list[str]
     """What the vendor's tool calls it, as shell globs of lower-case text; more than one chip may be called the same."""
+    devices: int = 1
+    """As how many devices torch sees what the figures are of: 2 for a card of two dies."""
     memory_gb: float | None = None
     memory_bandwidth_gbs: float | None = None
     interconnect_gbs: float | None = None
@@ -31,6 +33,6 @@ class Chip(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     note: str = ""
 
     def flops(self, dtype: str) -> float | None:
-        """Return the dense peak in a data type, FLOP/s."""
+        """Return the dense peak of a device in a data type, FLOP/s."""
         tera: float | None = getattr(self, f"{dtype}_tflops", None)
-        return None if tera is None else tera * 1e12
+        return None if tera is None else tera * 1e12 / self.devices
