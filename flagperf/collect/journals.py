@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -92,14 +92,26 @@ class RankJournal:
         return [x for value in values if isinstance(value, dict) and (x := number(value.get(name))) is not None]
 
     @property
+    def began_ns(self) -> int | None:
+        """When the rank began to write, on its host's monotonic clock."""
+        return next((_ns(event) for event in self.events.get(Key.HEADER, [])), None)
+
+    @property
     def succeeded(self) -> bool:
         """Whether the rank wrote that it came to its end."""
         return self.last(Key.RUN_STOP).get("status") == "success"
 
 
+class DeviceReading(NamedTuple):
+    """What one device said at a moment of the host's monotonic clock."""
+
+    ns: int
+    values: dict[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Telemetry:
-    """Samples of the telemetry process, a number a row."""
+    """Samples of the telemetry process, a number a row; of devices, what isn't a number too."""
 
     ns: Integers
     sensor: list[str]
@@ -107,6 +119,15 @@ class Telemetry:
     value: Floats
     cost: dict[str, Any]
     flaws: Counter[str]
+    header: dict[str, Any] = field(default_factory=dict)
+    devices: dict[int, list[DeviceReading]] = field(default_factory=dict)
+    """By index, in the order of the journal."""
+    devices_unavailable: str = ""
+    """Why devices couldn't be read, the last time that was said."""
+    pids: frozenset[int] = frozenset()
+    """Processes that were the trial's or the harness's."""
+    clock_jump: float = 0.0
+    """Seconds that the wall clock was set by while telemetry ran, as far as samples tell."""
 
     def series(self, sensor: str) -> tuple[Integers, Floats]:
         """Return one sensor's times and values."""
@@ -243,27 +264,65 @@ def read_rank(path: Path, rank: int) -> RankJournal:
 
 def read_telemetry(path: Path) -> Telemetry:
     """Read a telemetry journal; a missing one gives no samples."""
-    times: list[int] = []
-    sensors: list[str] = []
-    values: list[float] = []
+    rows: list[tuple[int, str, float]] = []
     cost: dict[str, Any] = {}
+    header: dict[str, Any] = {}
+    devices: dict[int, list[DeviceReading]] = {}
+    unavailable = ""
+    pids: set[int] = set()
+    offsets: list[float] = []
     reader = Reader(path)
     try:
         for event in reader:
+            if not isinstance(event.value, dict):
+                continue
+            value: dict[str, Any] = event.value
             if event.key == Key.TELEMETRY:
                 ns = _ns(event)
-                for sensor, value in _numbers(event.value, ""):
-                    times.append(ns)
-                    sensors.append(sensor)
-                    values.append(value)
-            elif event.key == Key.TELEMETRY_COST and isinstance(event.value, dict):
-                cost = event.value
+                offsets.append(event.time_ms / 1e3 - ns / 1e9)
+                read = [_reading(each, ns) for each in _dicts(value.get("devices"))]
+                for reading in read:
+                    index = reading.values.get("index")
+                    if type(index) is int:
+                        devices.setdefault(index, []).append(reading)
+                    label = {key: x for key, x in reading.values.items() if key not in ("ns", "processes")}
+                    rows += [(reading.ns, sensor, x) for sensor, x in _numbers({"devices": [label]}, "")]
+                rest = {key: each for key, each in value.items() if key != "devices"}
+                rows += [(ns, sensor, x) for sensor, x in _numbers(rest, "")]
+                pids |= {each["pid"] for each in _dicts(value.get("processes")) if type(each.get("pid")) is int}
+                said = value.get("unavailable")
+                if isinstance(said, dict) and "devices" in said:
+                    unavailable = str(said["devices"])
+            elif event.key == Key.TELEMETRY_COST:
+                cost = value
+            elif event.key == Key.HEADER:
+                header = value
+                pids |= {each for each in (value.get("pid"), value.get("parent")) if type(each) is int}
     except FileNotFoundError:
         pass
-    flaws = Counter(flaw.kind for flaw in reader.flaws)
+    times, sensors, values = zip(*rows, strict=True) if rows else ((), (), ())
     return Telemetry(
-        ns=np.array(times, np.int64), sensor=sensors, value=np.array(values, np.float64), cost=cost, flaws=flaws
+        ns=np.array(times, np.int64),
+        sensor=list(sensors),
+        value=np.array(values, np.float64),
+        cost=cost,
+        flaws=Counter(flaw.kind for flaw in reader.flaws),
+        header=header,
+        devices=devices,
+        devices_unavailable=unavailable,
+        pids=frozenset(pids),
+        clock_jump=max(offsets) - min(offsets) if offsets else 0.0,
     )
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _reading(device: dict[str, Any], ns: int) -> DeviceReading:
+    """Return a device's reading with its own moment: it was asked before the sample was written."""
+    own = device.get("ns")
+    return DeviceReading(own if type(own) is int and 0 < own < 2**63 else ns, device)
 
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:

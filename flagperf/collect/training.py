@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flagperf.collect.devices import device_energies
 from flagperf.collect.journals import Floats, RankJournal, Steps, Telemetry, number
 from flagperf.metrics import metric
 from flagperf.schema.event import Key
@@ -109,7 +110,7 @@ def training_metrics(
     if steps is not None:
         _speed(values, trial, ranks, steps)
         _put(values, "loss_final", _over_steps("loss_final", steps.loss)[0])
-        _energy(values, steps, telemetry)
+        _energy(values, ranks, steps, telemetry)
         skipped = [float(rank.steps.skipped.sum()) for rank in ranks]
         _put(values, "steps_skipped", _over_ranks("steps_skipped", skipped), n=len(ranks[0].steps))
     first = [x for rank in ranks for x in rank.numbers(Key.FIRST_STEP, "seconds")]
@@ -242,17 +243,29 @@ def _validation(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) ->
         _put(values, "bits_per_byte", nats / math.log(2) / size)
 
 
-def _energy(values: dict[str, MetricValue], steps: Window, telemetry: Telemetry) -> None:
-    joules = energy(telemetry, steps.start_ns, steps.stop_ns)
+def _energy(values: dict[str, MetricValue], ranks: Sequence[RankJournal], steps: Window, telemetry: Telemetry) -> None:
+    """Put the energy of what computed: the devices', or the host's where its cores are the devices."""
+    if len({rank.last(Key.HEADER).get("host") for rank in ranks}) > 1:
+        return  # telemetry is of one host
+    host = energy(telemetry, steps.start_ns, steps.stop_ns)
+    joules, n = host, 1
+    if telemetry.devices or telemetry.devices_unavailable:
+        if host is not None:
+            _put(values, "energy_host", host)
+        each = device_energies(ranks, telemetry, steps.start_ns, steps.stop_ns)
+        known = [one.joules for one in each if one.joules is not None]
+        # A device that doesn't tell may draw the most: then there is no answer.
+        joules = sum(known) if known and len(known) == len(each) else None
+        n = sum(one.samples for one in each)
     if joules is None:
         return
-    _put(values, "energy", joules)
+    _put(values, "energy", joules, n)
     if joules > 0:
-        _put(values, "tokens_per_joule", float(steps.tokens.sum()) / joules)
+        _put(values, "tokens_per_joule", float(steps.tokens.sum()) / joules, n)
 
 
 def energy(telemetry: Telemetry, start_ns: float, stop_ns: float) -> float | None:
-    """Return the joules that all energy counters together went up by in the window; None where there are none.
+    """Return the joules that all of the host's energy counters went up by in the window; None where there are none.
 
     Counters are read between samples by straight lines. A counter that doesn't span the window counts for nothing,
     and then there is no figure: half a machine's energy would be taken for the whole.

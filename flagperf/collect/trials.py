@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from flagperf.collect import verdict
+from flagperf.collect.devices import device_energies
 from flagperf.collect.journals import (
     HarnessJournal,
     RankJournal,
@@ -20,7 +21,7 @@ from flagperf.collect.journals import (
     read_rank,
     read_telemetry,
 )
-from flagperf.collect.training import peak_flops, training_metrics, window
+from flagperf.collect.training import Window, peak_flops, training_metrics, window
 from flagperf.schema.event import Key
 from flagperf.schema.result import Result
 from flagperf.schema.trial import Run, Trial
@@ -70,6 +71,7 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
         notes=verdict.notes(trial, harness, ranks, steps, telemetry),
         facts={
             **_facts(trial, ranks),
+            "device_energy": _device_energy(ranks, steps, telemetry),
             "attempts": attempts,
             "prepared": harness.prepared.get(trial.id, {}),
             "environment": _environment(harness.environments.get(trial.id, {})),
@@ -102,6 +104,13 @@ def _facts(trial: Trial, ranks: Sequence[RankJournal]) -> dict[str, Any]:
         "loss_band": trial.protocol.loss_band,
         "minimum_effect": trial.protocol.minimum_effect,
     }
+
+
+def _device_energy(ranks: Sequence[RankJournal], steps: Window | None, telemetry: Telemetry) -> list[dict[str, Any]]:
+    """Return each device's energy over the measured steps, with how it was obtained and how much of them it covers."""
+    if steps is None:
+        return []
+    return [asdict(each) for each in device_energies(ranks, telemetry, steps.start_ns, steps.stop_ns)]
 
 
 def settings_digest(trial: Trial) -> str:

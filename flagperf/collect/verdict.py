@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from flagperf.collect.devices import device_notes, energy_notes
 from flagperf.collect.journals import HarnessJournal, RankJournal, Telemetry, number
 from flagperf.collect.training import Window, machine_speeds
 from flagperf.schema import SCHEMA_VERSION
@@ -21,6 +22,8 @@ from flagperf.schema.result import Reason
 from flagperf.schema.trial import Outcome, Trial
 from flagperf.statistics import outliers
 
+CLOCK_JUMP = 1.0
+"""Seconds between the wall clock and the monotonic one, more or less than before, that mean that someone set it."""
 SPEED_CHANGE = 0.10
 """Relative change of the machine's speed during a trial that a reader must know of."""
 
@@ -345,16 +348,33 @@ def notes(
                 "What it printed is in the trial's output/telemetry.log.",
             )
         )
-    missed, failed = number(telemetry.cost.get("missed")), number(telemetry.cost.get("failed"))
-    if missed or failed:
-        found.append(
-            Reason(
-                "telemetry_gaps",
-                f"Telemetry missed {missed or 0:.0f} samples, and {failed or 0:.0f} readings of sensors failed.",
-                "The machine was too busy for it, or a sensor hung; its curves have gaps.",
-            )
-        )
+    found += _telemetry(telemetry)
+    if steps is not None:
+        found += device_notes(ranks, telemetry, steps.start_ns, steps.stop_ns)
+        found += energy_notes(ranks, telemetry, steps.start_ns, steps.stop_ns)
     return found
+
+
+def _telemetry(telemetry: Telemetry) -> Iterator[Reason]:
+    """Tell where telemetry has gaps, and whether the wall clock was set meanwhile."""
+    missed, failed, unwritten = (number(telemetry.cost.get(key)) or 0 for key in ("missed", "failed", "unwritten"))
+    if missed or failed or unwritten:
+        told = telemetry.cost.get("sources")
+        sources = told.items() if isinstance(told, dict) else ()
+        broken = ", ".join(f"{name} {x['failed']}" for name, x in sources if isinstance(x, dict) and x.get("failed"))
+        by_source = f" ({broken})" if broken else ""
+        lost = f"; {unwritten:.0f} samples couldn't be written" if unwritten else ""
+        yield Reason(
+            "telemetry_gaps",
+            f"Telemetry missed {missed:.0f} samples, and {failed:.0f} readings of sensors failed{by_source}{lost}.",
+            "The machine was too busy for it, a sensor hung, or the disk was full; its curves have gaps.",
+        )
+    if telemetry.clock_jump > CLOCK_JUMP:
+        yield Reason(
+            "clock_jumped",
+            f"The wall clock was set by {telemetry.clock_jump:.1f} s during the trial.",
+            "No result rests on it: times are those of the monotonic clock. Only the dates in the journals are off.",
+        )
 
 
 def _simulated(rank: RankJournal) -> str:
