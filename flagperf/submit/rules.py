@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from flagperf.errors import UnknownName
@@ -16,6 +17,7 @@ def versions() -> list[str]:
     return sorted((path.stem for path in _FOLDER.glob("*.yaml")), key=int)
 
 
+@functools.cache
 def read_rules(version: str) -> Rules:
     """Return the rules of a version; raise UnknownName if there is none."""
     if version not in versions():
