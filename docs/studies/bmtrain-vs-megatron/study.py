@@ -26,6 +26,8 @@ from flagperf.collect.store import Store
 HERE = Path(__file__).parent
 BANDWIDTHS = [None, 1000, 500, 250, 100]
 """Mbit/s each way; None: as fast as the machine copies."""
+WITH_LAYOUTS = [None, 500, 100]
+"""Where the twelve layouts are measured, too: enough for the shape of the curve."""
 OVERLAP = [
     "bmtrain:zero=3,overlap=1",
     "bmtrain:zero=3,overlap=0",
@@ -62,14 +64,18 @@ def main() -> int:
     if os.geteuid() != 0:
         print("Network namespaces need root.", file=sys.stderr)
         return 2
-    bandwidths = BANDWIDTHS[:3:2] if options.quick else BANDWIDTHS
+    bandwidths = [mbit or None for mbit in options.mbit or ()] or BANDWIDTHS[: 3 if options.quick else None]
     measured: dict[str, list[dict[str, Any]]] = {"overlap": [], "layouts": []}
+    if options.mbit and options.output.exists():  # the others stay as they were measured
+        for question, rows in json.loads(options.output.read_text("utf-8")).items():
+            again = question in options.question
+            measured[question] = [row for row in rows if not (again and row["mbit"] in bandwidths)]
     with tempfile.TemporaryDirectory() as scratch:
-        for number, bandwidth in enumerate(bandwidths):
+        for bandwidth in bandwidths:
             with link(bandwidth):
                 for question, arms, trials in (("overlap", OVERLAP, 3), ("layouts", LAYOUTS, 1)):
-                    if question == "layouts" and number % 2 == 1:
-                        continue  # every other bandwidth is enough for the shape of the curve
+                    if question not in options.question or (question == "layouts" and bandwidth not in WITH_LAYOUTS):
+                        continue
                     print(f"{question} at {bandwidth or 'full'} Mbit/s …", flush=True)
                     folder = Path(scratch) / f"{question}-{bandwidth or 0}"
                     for row in measure(folder, arms, 1 if options.quick else trials, options.steps):
@@ -165,7 +171,9 @@ KEPT = {
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two bandwidths, one trial of each")
+    parser.add_argument("--quick", action="store_true", help="three bandwidths, one trial of each")
+    parser.add_argument("--mbit", type=int, action="append", help="this bandwidth alone, 0 for no limit; repeat it")
+    parser.add_argument("--question", nargs="+", choices=["overlap", "layouts"], default=["overlap", "layouts"])
     parser.add_argument("--steps", type=int, default=6, help="measured steps a trial")
     parser.add_argument("--output", type=Path, default=HERE / "measured.json")
     return parser.parse_args()
