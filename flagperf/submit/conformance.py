@@ -188,6 +188,8 @@ def limits(bound: Bound, base: Any = None) -> str:
     if bound.values is not None:
         return " or ".join(shown(value) for value in bound.values)
     low, high = _range(bound, base)
+    if bound.least is None or bound.most is None:
+        return f"at most {high:g}" if bound.least is None else f"at least {low:g}"
     return f"{low:g} to {high:g}"
 
 
