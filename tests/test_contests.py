@@ -173,6 +173,16 @@ def test_search_trials_enter_no_comparison() -> None:
     assert all(each.pairs == 3 for each in answers(run, fast, run.contest, None) if each.question == "equal")
 
 
+def test_the_metrics_of_the_answers_can_be_chosen() -> None:
+    run, results = played(planned(trials=3), {})
+    assert run.contest is not None
+    found = answers(run, results, run.contest, None, ["memory_peak_allocated"])
+    assert {(each.question, each.metric) for each in found} == {
+        ("equal", "memory_peak_allocated"),
+        ("best", "memory_peak_allocated"),
+    }
+
+
 def test_a_claim_stands_beside_the_answer_to_its_question() -> None:
     run, results = played(planned(), {})
     assert run.contest is not None

@@ -45,8 +45,8 @@ def compare(
     reference = _reference(folders, results, baseline)
     comparisons: list[Comparison] = []
     run = read_run(folders[0])
-    if reference is None and baseline is None and run.contest is not None and not metric:
-        comparisons = answers(run, everything, run.contest, curves)
+    if reference is None and baseline is None and run.contest is not None:
+        comparisons = answers(run, everything, run.contest, curves, metric)
     elif reference is None:
         comparisons = comparing.compare(everything, baseline or run.baseline, metric, curves=curves)
     else:

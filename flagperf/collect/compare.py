@@ -56,7 +56,12 @@ def compare(
 
 
 def compare_arms(
-    results: Sequence[Result], candidate: Arm, baseline: Arm, *, curves: Curves | None = None
+    results: Sequence[Result],
+    candidate: Arm,
+    baseline: Arm,
+    metrics: Sequence[str] | None = None,
+    *,
+    curves: Curves | None = None,
 ) -> list[Comparison]:
     """Compare two arms of one run, which are found by engine and complete layout; nothing if one has no result."""
     found: list[Comparison] = []
@@ -64,7 +69,7 @@ def compare_arms(
         names = dict(zip(arms, labels(arms), strict=True))
         a, b = ((arm.engine, str(arm.layout)) for arm in (candidate, baseline))
         if a in arms and b in arms:
-            found += _Arms(names[a], arms[a], names[b], arms[b], curves or {}).compare(None)
+            found += _Arms(names[a], arms[a], names[b], arms[b], curves or {}).compare(metrics)
     return found
 
 

@@ -93,15 +93,21 @@ def sides(contest: Contest, results: Sequence[Result]) -> dict[Question, tuple[A
     return asked
 
 
-def answers(run: Run, results: Sequence[Result], contest: Contest, curves: Curves | None) -> list[Comparison]:
-    """Return the comparisons that answer a run's contest, question by question."""
+def answers(
+    run: Run,
+    results: Sequence[Result],
+    contest: Contest,
+    curves: Curves | None,
+    metrics: Sequence[str] | None = None,
+) -> list[Comparison]:
+    """Return the comparisons that answer a run's contest, question by question; the main metrics unless said."""
     own = [result for result in results if result.run == run.id]
     found: list[Comparison] = []
     for question, (candidate, baseline) in sides(contest, own).items():
         if candidate is None or baseline is None:
             found.append(_nothing_fits(contest, question, candidate, baseline))
             continue
-        compared = compare_arms(own, candidate, baseline, curves=curves)
+        compared = compare_arms(own, candidate, baseline, metrics, curves=curves)
         found += [msgspec.structs.replace(each, question=question) for each in compared]
     return found
 
