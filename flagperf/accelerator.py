@@ -25,6 +25,8 @@ from flagperf.vendor import Vendor
 class Accelerator(Vendor):
     """The devices of one maker, read through its tools."""
 
+    _places: dict[int, int] | None = None
+
     def read_library(self) -> Readings | None:
         """Return what the maker's library says, or None where there is no such library. Never raises."""
         return None
@@ -67,11 +69,22 @@ class Accelerator(Vendor):
         return Availability(name=self.name, available=True, version=said.driver or "")
 
     def sample(self) -> list[dict[str, Any]]:
-        """Return what each device says now; raise OSError with the reason where none answers."""
+        """Return what each device says now; raise OSError with the reason where none answers.
+
+        `visible` is its place among those that processes here see, as it was when first asked: of a device that is
+        lost meanwhile it must stay.
+        """
         said = self.readings()
         if not said.devices:
             raise OSError(said.error or "no device found")
-        return [{key: value for key, value in device.known().items() if key != "facts"} for device in said.devices]
+        if self._places is None:
+            self._places = {device.index: place for place, device in enumerate(self._visible(said.devices))}
+        readings = []
+        for device in said.devices:
+            place = self._places.get(device.index)
+            known = {key: value for key, value in device.known().items() if key != "facts"}
+            readings.append(known if place is None else {**known, "visible": place})
+        return readings
 
     def facts(self) -> dict[str, Any]:
         """Return how the devices were found and read, the driver and the chips."""
@@ -93,15 +106,17 @@ class Accelerator(Vendor):
 
     def slots(self) -> int:
         """Return how many devices this process may use: sound ones, within what the environment makes visible."""
-        return len(self._visible())
+        return len(self._visible(self.found.devices))
 
-    def _visible(self) -> list[Reading]:
-        sound = [device for device in self.found.devices if not device.faulty]
+    def _visible(self, devices: list[Reading]) -> list[Reading]:
+        """Return the sound devices that the environment makes visible, in its order."""
+        sound = [device for device in devices if not device.faulty]
         named = self.around.host.environ.get(self.manifest.visible_devices) if self.manifest.visible_devices else None
         if named is None:
             return sound
         wanted = [part.strip() for part in named.split(",") if part.strip()]
-        return [one for one in sound if any(part == str(one.index) or _is_uuid(part, one) for part in wanted)]
+        chosen = [one for part in wanted for one in sound if part == str(one.index) or _is_uuid(part, one)]
+        return list({one.index: one for one in chosen}.values())
 
     def _read_tools(self, before: Readings | None) -> Readings:
         """Ask the tools in their order; what none could answer is told with each one's reason."""
@@ -137,7 +152,8 @@ class Accelerator(Vendor):
     def _own(self, said: Readings) -> Readings:
         """Return the readings of devices that are this vendor's by name; where one isn't, none is believed."""
         vendors = [*(v for v in self.around.vendors if v.name != self.name), self.manifest]
-        for device in said.devices:
+        named = [device for device in said.devices if device.name]  # one that is lost may not tell its name any more
+        for device in named or said.devices:
             owner = owner_by_name(device.name or "", vendors)
             if owner not in (None, self.name):
                 why = f"{said.source} names a {device.name!r}, which is {owner}'s: this is a stand-in"

@@ -141,12 +141,15 @@ def energy_notes(
 def _lost(telemetry: Telemetry, index: int, start_ns: float, stop_ns: float) -> Iterator[Reason]:
     hint = "The driver's log says more; look at the device before the next trial."
     readings = [reading for reading in telemetry.devices[index] if reading.ns <= stop_ns]
-    faulty = next((reading for reading in readings if reading.values.get("faulty")), None)
-    if faulty is not None:
-        moment = f"{(faulty.ns - start_ns) / 1e9:.1f} s after the first measured step began"
-        if faulty.ns < start_ns:
+    first = next((place for place, reading in enumerate(readings) if reading.values.get("faulty")), None)
+    if first is not None:
+        ns, values = readings[first]
+        moment = f"{(ns - start_ns) / 1e9:.1f} s after the first measured step began"
+        if ns < start_ns:
             moment = "before the first measured step"
-        yield Reason("device_lost", f"Device {index} was lost {moment}: {faulty.values['faulty']}.", hint)
+        again = any(not reading.values.get("faulty") for reading in readings[first:])
+        what = f"Device {index} couldn't be read {moment}: {values['faulty']}."
+        yield Reason(*(("device_faltered", f"{what} Later it could.") if again else ("device_lost", what)), hint)
         return
     times = np.array([reading.ns for reading in telemetry.devices[index]], np.float64)
     last, sampled_on = float(times.max()), len(telemetry.ns) and float(telemetry.ns.max()) > float(times.max())

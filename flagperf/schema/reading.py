@@ -30,8 +30,12 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     memory_clock_mhz: float | None = None
     uuid: str | None = None
     bus_id: str | None = None
+    energy_j: float | None = None
+    """Of the device's own counter, since the driver was loaded."""
     ecc_uncorrected: int | None = None
     """Errors of the memory that couldn't be corrected, since the driver was loaded."""
+    xid: list[int] | None = None
+    """Errors that the driver told of since the reading before, by its numbers; None where there were none."""
     throttled: list[str] | None = None
     """Why the clocks are held down, in the tool's words; empty where it says that they aren't."""
     faulty: str | None = None
