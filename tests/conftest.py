@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, settings
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 GROUPS = {
     "finished": "run",
+    "looks": "simchip",
+    "ranks": "simchip",
     "wheel": "wheel",
     "browser": "page",
     "page_of": "page",

@@ -75,9 +75,10 @@ class Call {
     TORCH_CHECK_NOT_IMPLEMENTED(host.layout() == c10::kStrided, "simchip has dense tensors only, not ", host.layout());
     for (auto& pair : pairs_)
       if (pair.lent.is_alias_of(host.storage())) return tensor(host, pair.device.storage());
-    // Two of the results may share memory, or the host's operator may keep it: then it can't be taken over.
+    // Two of the results may share memory, or the host's operator may keep it: then it can't be taken over. Zeros that
+    // torch makes without memory are given some.
     bool own = host.storage().use_count() == 1 && host.storage().resizable();
-    auto kept = own ? host : host.clone();
+    auto kept = host._is_zerotensor() ? at::zeros(host.sizes(), host.options()) : own ? host : host.clone();
     auto bytes = kept.storage().nbytes();
     c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, adopt(kept.storage(), place()), &allocator, true);
     return tensor(kept, std::move(storage));
