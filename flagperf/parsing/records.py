@@ -58,8 +58,7 @@ def csv_records(text: str, names: Callable[[str], bool], command: str = "") -> l
 
     `names` says whether a name (as `key` makes it) is that of a column; a header has at least two of them.
     """
-    lines = [line for line in plain_lines(text) if "," in line[:_LONGEST_LINE]]
-    rows = [_row(line) for line in lines]
+    rows = [_row(line) for line in plain_lines(text) if "," in line[:_LONGEST_LINE]]
     header: list[str] = []
     for number, row in enumerate(rows):
         if _is_header(row, names):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import re
+
+_MOST_LINES = 10_000
 
 _MOST_OF_A_LINE = 300
 """Characters of a complaint that are kept."""
@@ -35,13 +38,18 @@ def decode(data: bytes) -> str:
                 text = data.decode("utf-8-sig", "replace") if cut else data.decode("gb18030")
             except UnicodeDecodeError:
                 text = data.decode("utf-8-sig", "replace")
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+    return re.sub(r"\r+\n?", "\n", text).replace("\0", "")
 
 
-def plain_lines(text: str) -> list[str]:
-    """Return the lines without escape sequences and trailing blanks; other blanks become ordinary ones."""
+@functools.lru_cache(maxsize=2)
+def plain_lines(text: str) -> tuple[str, ...]:
+    """Return the lines without escape sequences and trailing blanks; other blanks become ordinary ones.
+
+    Lines beyond those that any tool prints of a thousand devices aren't read: a log of megabytes takes no longer.
+    """
     stripped = _ESCAPE.sub("", text) if "\x1b" in text else text
-    return [line.replace("\xa0", " ").replace("\u3000", " ").rstrip() for line in stripped.split("\n")]
+    lines = stripped.split("\n", _MOST_LINES)[:_MOST_LINES]
+    return tuple(line.replace("\xa0", " ").replace("\u3000", " ").rstrip() for line in lines)
 
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]{0,16}[A-Za-z]")

@@ -38,8 +38,12 @@ class Ascend(Accelerator):
         version = re.search(r"npu-smi\s{1,40}\S{1,40}\s{1,200}Version:\s{1,20}(\S{1,40})", text[:4096])
         yield Readings(devices=list(_table(text).values()), driver=version[1] if version else None)
         mapped = column_records(text, is_name(_MAPPED).__contains__)
-        yield readings([one for one in mapped if whole(one["chip logic id"].text) is not None], _MAPPED)
+        yield readings([one for one in mapped if _is_number(one.get("chip logic id"))], _MAPPED)
         yield readings(_chips(text), _SECTIONS)
+
+
+def _is_number(value: Value | None) -> bool:
+    return value is not None and whole(value.text) is not None
 
 
 def _table(text: str) -> dict[int, Reading]:
@@ -120,7 +124,7 @@ def _chips(text: str) -> list[Record]:
     for part in re.split(r"\n[ \t]*\n", text):
         record = next(iter(section_records("X 0\n" + part, r"X (0)$")), {})
         npu = record.get("npu id", npu)
-        if "chip id" in record and whole(record["chip id"].text) is not None:
+        if _is_number(record.get("chip id")):
             record["index"] = Value("")
             chips.append(record)
     return chips
