@@ -87,8 +87,10 @@ def _join(parts: Sequence[dict[str, list[Any]]]) -> Columns:
     return {name: [x for part in parts for x in part[name]] for name in parts[0]} if parts else {}
 
 
-def _repeated(view: TrialView, length: int) -> dict[str, list[Any]]:
-    return {"arm": [view.arm] * length, "trial": [view.result.id] * length}
+def _repeated(view: TrialView, length: int, device: int | None = None) -> dict[str, list[Any]]:
+    """Return the columns that tell a line from others: a trial's devices have one each."""
+    line = view.result.id if device is None else f"{view.result.id} {device}"
+    return {"arm": [view.arm] * length, "trial": [line] * length}
 
 
 def _step_scale(views: Sequence[TrialView]) -> Scale:
@@ -313,8 +315,17 @@ def _memory(group: Group, views: Sequence[TrialView], arms: Sequence[str]) -> Ch
     )
 
 
-_SENSORS = {"cpu": ("cpu_percent", 1.0, "%"), "used": ("memory_used", 2.0**30, "GiB"), "load": ("load", 1.0, "")}
-"""What is drawn of telemetry: the text's key, the sensor, and the unit it is shown in."""
+_SENSORS = {
+    "device_power": ("devices.*.power_w", 1.0, "W"),
+    "device_temperature": ("devices.*.temperature_c", 1.0, "°C"),
+    "device_utilisation": ("devices.*.utilisation_pct", 1.0, "%"),
+    "device_memory": ("devices.*.memory_used_mib", 1024.0, "GiB"),
+    "device_clock": ("devices.*.clock_mhz", 1.0, "MHz"),
+    "cpu": ("cpu_percent", 1.0, "%"),
+    "used": ("memory_used", 2.0**30, "GiB"),
+    "load": ("load", 1.0, ""),
+}
+"""What is drawn of telemetry: the text's key, the sensor, and the unit it is shown in; a `*` is each of the devices."""
 
 
 def telemetry_charts(group: Group, arms: Sequence[str]) -> list[Chart]:
@@ -357,15 +368,17 @@ def _sensor(
 
     parts, during = [], []
     for view in views:
-        times, values = view.telemetry.series(sensor)
-        if not len(times):
-            continue
-        since = (times - origin) / 1e9 / unit.factor
-        part = binned(since, values / factor, share(len(views)))
-        parts.append({**part, **_repeated(view, len(part["x"]))})
-        if view.window is not None:
-            inside = (times >= view.window.start_ns) & (times <= view.window.stop_ns)
-            during += (values[inside] / factor).tolist()
+        of_devices = "*" in sensor
+        for device in view.devices if of_devices else [None]:
+            times, values = view.telemetry.series(sensor.replace("*", str(device)))
+            if not len(times):
+                continue
+            since = (times - origin) / 1e9 / unit.factor
+            part = binned(since, values / factor, share(len(views) * max(1, len(view.devices) * of_devices)))
+            parts.append({**part, **_repeated(view, len(part["x"]), device)})
+            if view.window is not None:
+                inside = (times >= view.window.start_ns) & (times <= view.window.stop_ns)
+                during += (values[inside] / factor).tolist()
     if not parts:
         return None
     title = f"§axis.{key}|{shown}" if shown else f"§axis.{key}"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from flagperf.collect.compare import compare, labels
 from flagperf.collect.contest import answers, sides, told
+from flagperf.collect.devices import trial_devices
 from flagperf.collect.journals import HarnessJournal, RankJournal, Telemetry, read_harness
 from flagperf.collect.runs import read_run
 from flagperf.collect.training import Window, window
@@ -45,6 +46,8 @@ class TrialView:
     memory: list[dict[str, Any]]
     """What each rank told of its memory."""
     telemetry: Telemetry
+    devices: list[int]
+    """Indices of the devices that the ranks ran on, as telemetry counts them."""
     outcome: Outcome | None
     environment: dict[str, dict[str, Any]]
 
@@ -150,6 +153,7 @@ def _view(record: TrialRecord, harness: HarnessJournal) -> TrialView:
         window=window(record.ranks),
         memory=[memory for rank in record.ranks if (memory := rank.last(Key.MEMORY))],
         telemetry=record.telemetry,
+        devices=trial_devices(record.ranks, record.telemetry),
         outcome=harness.outcomes.get(record.trial.id),
         environment=harness.environments.get(record.trial.id, {}),
     )

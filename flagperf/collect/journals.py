@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections import Counter
@@ -129,9 +130,16 @@ class Telemetry:
     clock_jump: float = 0.0
     """Seconds that the wall clock was set by while telemetry ran, as far as samples tell."""
 
+    @functools.cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(self.sensor):
+            rows.setdefault(name, []).append(row)
+        return rows
+
     def series(self, sensor: str) -> tuple[Integers, Floats]:
         """Return one sensor's times and values."""
-        chosen = np.fromiter((name == sensor for name in self.sensor), np.bool_, len(self.sensor))
+        chosen = self._rows.get(sensor, [])
         return self.ns[chosen], self.value[chosen]
 
 
