@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flagperf.cli import common
+from flagperf.submit import MEBIBYTES, SECONDS
 
 if TYPE_CHECKING:
     from flagperf.schema.submission import Finding, SubmitCheckOutput
@@ -116,8 +117,8 @@ def check(
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Public key that it must be signed by: KEY.pub")
     ] = None,
-    seconds: Annotated[int, typer.Option(min=1, max=86400, help="CPU time the check may take.")] = 5,
-    mebibytes: Annotated[int, typer.Option(min=256, max=2**20, help="Memory the check may take.")] = 512,
+    seconds: Annotated[int, typer.Option(min=1, max=86400, help="CPU time the check may take.")] = SECONDS,
+    mebibytes: Annotated[int, typer.Option(min=256, max=2**20, help="Memory the check may take.")] = MEBIBYTES,
     json: common.JSON = False,
 ) -> None:
     """Check a bundle on any machine: integrity, rules, and every result computed again. All reasons are told at once.

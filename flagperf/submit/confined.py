@@ -16,10 +16,7 @@ import msgspec
 
 from flagperf.errors import FlagPerfError, UsageError
 from flagperf.schema.submission import Finding, SubmitCheckOutput
-
-SECONDS = 5
-"""Of CPU time, unless told otherwise: a busy machine must not make a bundle a bad one."""
-MEBIBYTES = 512
+from flagperf.submit import MEBIBYTES, SECONDS
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
