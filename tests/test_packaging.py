@@ -55,6 +55,7 @@ def test_it_holds_nothing_but_flagperf(wheel: Path) -> None:
         "flagperf/py.typed",
         "flagperf/engines/ddp.toml",
         "flagperf/data/bilingual.toml",
+        "flagperf/submit/rules/1.yaml",
         "flagperf/cases/aquila/pretrain.toml",
         "flagperf/vendors/cpu/cpu.toml",
         "flagperf/reports/page.py",
