@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-fast test-bmtrain study lint benchmarks wheel clean
+.PHONY: help bench test test-fast fuzz test-bmtrain study lint benchmarks wheel clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,10 @@ test: $(VENV)/.developed  ## Set up and run every test
 
 test-fast: $(VENV)/.developed  ## The tests that start no training and no browser
 	$(BIN)/python -m pytest -m "not slow"
+
+fuzz: $(VENV)/.developed  ## A million damaged outputs for each vendor's parser: hours; INPUTS=… SEED=…
+	FLAGPERF_FUZZ_INPUTS=$(or $(INPUTS),1000000) FLAGPERF_FUZZ_SEED=$(or $(SEED),$$(date +%j)) \
+	  $(BIN)/python -m pytest -n $(WORKERS) tests/vendors/test_fuzz.py
 
 test-bmtrain: $(VENV)/.developed  ## BMTrain's own tests: BMTRAIN=a checkout or the sdist of 1.0.1 [NAMES="optim store"]
 	@test -e "$(BMTRAIN)" || { echo "Say where: make test-bmtrain BMTRAIN=PATH (pip download --no-deps --no-binary :all: bmtrain==1.0.1)" >&2; exit 1; }

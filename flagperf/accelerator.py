@@ -123,7 +123,7 @@ class Accelerator(Vendor):
         problems = [before.error] if before and before.error else []
         said: Readings | None = None
         for tool in self.manifest.tools:
-            if said is not None and not tool.adds:
+            if said is not None and not (tool.adds and any(_lacks(device) for device in said.devices)):
                 continue
             answer = self._ask(tool)
             if not answer.devices:
@@ -181,6 +181,12 @@ class Accelerator(Vendor):
 
     def _chip(self, reading: Reading) -> tuple[Chip | None, str]:
         return identify(self.name, reading.name, reading.memory_total_mib, self.around.chips)
+
+
+def _lacks(reading: Reading) -> bool:
+    """Whether a tool left out what another may tell."""
+    sought = (reading.name, reading.memory_total_mib, reading.memory_used_mib, reading.utilisation_pct, reading.power_w)
+    return not reading.faulty and (None in sought or reading.temperature_c is None)
 
 
 _COLUMNS = ("index", "name", "memory_total_mib", "memory_used_mib")

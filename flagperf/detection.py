@@ -161,7 +161,14 @@ def _by_software(manifest: VendorManifest, own: Evidence, theirs: dict[str, Evid
         name: more
         for name, each in theirs.items()
         if {*each.nodes, *each.tools} & {*own.nodes, *own.tools}
-        and (more := [*_without(each.tools, own.tools), *each.files, *each.distributions])
+        and (
+            more := [
+                *_without(each.nodes, own.nodes),
+                *_without(each.tools, own.tools),
+                *each.files,
+                *each.distributions,
+            ]
+        )
     }
     return f"{_list(own.devices())} may be its or another's, and this host has {_told(sharing)}" if sharing else ""
 
