@@ -24,7 +24,7 @@ LAYERS = [
     {"training"},
     {"engines", "worker"},
     {"plan", "collect"},
-    {"run", "submit"},
+    {"run", "submit", "conformance"},
     {"cli", "__main__"},
 ]
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from flagperf.schema.conformance import ConformanceOutput
 from flagperf.schema.event import Event
 from flagperf.schema.machine import Availability, Device
 from flagperf.schema.result import Comparison, Result, RunOutput
@@ -205,6 +206,7 @@ DOCUMENTS: dict[str, type[msgspec.Struct]] = {
     "data-verify": DataVerifyOutput,
     "data-list": DataListOutput,
     "vendor-parse": VendorParseOutput,
+    "vendor-check": ConformanceOutput,
     "submit-system": SubmitSystemOutput,
     "submit-pack": SubmitPackOutput,
     "submit-check": SubmitCheckOutput,

@@ -22,6 +22,7 @@ def parse(
     command: Annotated[
         str, typer.Option(help="The command line that printed it. A list without a header is read by it.")
     ] = "",
+    vendor_path: common.VENDOR_PATH = None,
     json: common.JSON = False,
 ) -> None:
     """Tell the devices in what a vendor's tool printed, on any machine; null is what the text doesn't say.
