@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-SOURCE = Path(__file__).parent / "nvml" / "nvml.c"
+SOURCE = Path(__file__).parent / "vendors" / "nvml" / "nvml.c"
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
