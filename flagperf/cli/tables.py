@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flagperf.cli import common
 from flagperf.metrics import metric
-from flagperf.schema.result import Comparison, ContestOutput, Result
+from flagperf.schema.result import SIMULATED, Comparison, ContestOutput, Result
 
 _COLOURS = {"better": "green", "worse": "red", "equivalent": "cyan", "cannot tell": "yellow"}
 
@@ -53,6 +53,8 @@ def print_results(results: Sequence[Result]) -> None:
         arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[declared.direction]
         table.add_row(f"{escape(declared.title)} [dim]{escape(declared.unit)}{arrow}[/]", *cells)
     common.out().print(table)
+    for said in dict.fromkeys(note.message for result in results for note in result.notes if note.code == SIMULATED):
+        common.out().print(f"[bold yellow]{escape(said)}[/]", soft_wrap=True)
 
 
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:

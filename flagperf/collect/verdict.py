@@ -18,7 +18,7 @@ from flagperf.collect.training import Window, machine_speeds
 from flagperf.schema import SCHEMA_VERSION
 from flagperf.schema.event import Key
 from flagperf.schema.metric import MetricValue
-from flagperf.schema.result import Reason
+from flagperf.schema.result import SIMULATED, Reason
 from flagperf.schema.trial import Outcome, Trial
 from flagperf.statistics import outliers
 
@@ -301,7 +301,7 @@ def notes(
     if simulated := next((said for rank in ranks if (said := _simulated(rank))), ""):
         found.append(
             Reason(
-                "simulated",
+                SIMULATED,
                 f"The devices are simulated: {simulated}. No speed here is that of any chip.",
                 "It tries the harness; to measure, use devices that exist.",
             )

@@ -14,6 +14,10 @@ Verdict = Literal["valid", "invalid"]
 ComparisonVerdict = Literal["better", "worse", "equivalent", "cannot tell"]
 
 
+SIMULATED = "simulated"
+"""Code of the note on a result whose devices don't exist."""
+
+
 class Reason(msgspec.Struct, frozen=True):
     """Why a result is invalid, or what a reader must know of a valid one."""
 
