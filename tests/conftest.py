@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 GROUPS = {
     "finished": "run",
+    "sound": "run",
     "looks": "simchip",
     "ranks": "simchip",
     "wheel": "wheel",

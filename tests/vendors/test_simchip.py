@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from helpers import TINY, flagperf
 
+from flagperf.collect.compare import compare_runs
 from flagperf.collect.runs import read_run
 from flagperf.collect.trials import read_trial
 from flagperf.detection import Host
@@ -272,25 +273,47 @@ def test_what_the_tool_prints_is_parsed(tmp_path: Path) -> None:
     assert adapter.parse("no devices").error and adapter.parse("[3]").error
 
 
+def trial(environment: dict[str, str], folder: Path, engine: str) -> Result:
+    """Run one trial on two simulated devices and return its result."""
+    done = flagperf(
+        *("run", "aquila/pretrain", "--vendor", "simchip", "--engine", engine, "--ranks", "2", "--trials", "1"),
+        *(*TINY, "--out", str(folder)),
+        env=environment,
+    )
+    (result,) = load_results(folder)
+    assert result.verdict == "invalid" or "The devices are simulated" in done.stdout, done.stdout
+    return result
+
+
+def gate(candidate: list[Result], baseline: list[Result]) -> set[str]:
+    """Return what comparisons of two runs hold against them."""
+    return {note.code for comparison in compare_runs(candidate, baseline) for note in comparison.notes}
+
+
+@pytest.fixture(scope="session")
+def sound(simchip: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The result of a trial in which nothing goes wrong."""
+    return trial(simchip, tmp_path_factory.mktemp("sound") / "run", "fsdp")
+
+
 @slow
 def test_a_trial_has_the_cpus_losses_and_says_that_it_is_simulated(
-    simchip: dict[str, str], tmp_path: Path, finished_run: tuple[Path, dict[str, Any]]
+    sound: Result, finished_run: tuple[Path, dict[str, Any]]
 ) -> None:
-    done = flagperf(
-        *("run", "aquila/pretrain", "--vendor", "simchip", "--engine", "fsdp", "--ranks", "2", "--trials", "1"),
-        *(*TINY, "--out", str(tmp_path / "run"), "--json"),
-        env=simchip,
-    )
-    assert done.returncode == 0, done.stderr
-    (result,) = load_results(tmp_path / "run")
-    assert result.verdict == "valid"
-    assert "simulated" in [note.code for note in result.notes]
-    losses = {
-        folder: {r.metrics[name].value for r in load_results(folder) for name in ("loss_final", "loss_validation")}
-        for folder in (tmp_path / "run", finished_run[0])
-    }
-    assert sorted(losses[tmp_path / "run"]) == pytest.approx(sorted(losses[finished_run[0]]), rel=1e-6)
-    assert result.metrics["memory_peak_allocated"].value > 0
+    assert sound.verdict == "valid", sound.reasons
+    assert "simulated" in [note.code for note in sound.notes]
+    for name in ("loss_final", "loss_validation"):
+        expected = load_results(finished_run[0])[0].metrics[name].value
+        assert sound.metrics[name].value == pytest.approx(expected, rel=1e-6)
+    assert sound.metrics["memory_peak_allocated"].value > 0
+    assert "losses_differ" not in gate([sound], [sound])
+
+
+@slow
+def test_the_accuracy_gate_sees_a_wrong_operator(simchip: dict[str, str], sound: Result, tmp_path: Path) -> None:
+    wrong = trial({**simchip, "SIMCHIP_FAULTS": "wrong operator=mm factor=10"}, tmp_path / "run", "fsdp")
+    assert wrong.verdict == "valid", wrong.reasons  # nothing in the trial itself gives it away
+    assert "losses_differ" in gate([wrong], [sound])
 
 
 @slow
@@ -301,13 +324,7 @@ def test_a_trial_has_the_cpus_losses_and_says_that_it_is_simulated(
 def test_a_fault_of_one_rank_is_the_trials_reason(
     simchip: dict[str, str], tmp_path: Path, fault: str, code: str
 ) -> None:
-    done = flagperf(
-        *("run", "aquila/pretrain", "--vendor", "simchip", "--engine", "ddp", "--ranks", "2", "--trials", "1"),
-        *(*TINY, "--out", str(tmp_path / "run")),
-        env={**simchip, "SIMCHIP_FAULTS": fault},
-    )
-    assert done.returncode != 0
-    (result,) = load_results(tmp_path / "run")
+    result = trial({**simchip, "SIMCHIP_FAULTS": fault}, tmp_path / "run", "ddp")
     assert result.verdict == "invalid"
     assert result.reasons[0].code == code and "Rank 1" in result.reasons[0].message, result.reasons
 
