@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import tempfile
 import tomllib
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from flagperf.chips import identify, read_tables
+from flagperf.chips import TABLE, identify
 from flagperf.collect.journals import read_harness
 from flagperf.collect.trials import TrialRecord
 from flagperf.errors import FlagPerfError
@@ -157,10 +156,11 @@ class _Examination:
 
     def _chip(self, described: SystemDescription) -> Chip | None:
         """Return the row of the table of chips that the system's accelerator is."""
-        home = importlib.import_module(self.registries.vendors.home)
-        own = described.accelerator
-        table = read_tables(Path(base) for base in home.__path__)
-        chip, why = identify(self.bundle.manifest.vendor, own.name, own.memory_gib * 1024, table)
+        vendor, own = self.bundle.manifest.vendor, described.accelerator
+        if vendor not in self.registries.vendors.names():
+            chip, why = None, f"no adapter {vendor!r} is installed here, nor its table of chips"
+        else:
+            chip, why = identify(vendor, own.name, own.memory_gib * 1024, self.registries.vendors.chips(vendor))
         if chip is None:
             self.findings.note("no_rated_peak", f"MFU is held against the measured peak only: {why}.")
         return chip
@@ -171,7 +171,7 @@ class _Examination:
         self.adapter = code_digest({name.removeprefix(own): self.bundle.folder / name for name in names})
         manifests: list[VendorManifest] = []
         for name in names:
-            if name.endswith(".toml"):
+            if name.endswith(".toml") and name.count("/") == 1 and name != own + TABLE:
                 with self.findings.at(name):
                     manifests.append(_manifest(self.bundle.read(name)))
         if [manifest.name for manifest in manifests] != [vendor]:
@@ -228,7 +228,7 @@ class _Examination:
                 if trial.purpose == "measure":
                     if trial.case in self.registries.cases.names():
                         check_work(launched, ranks, self.registries, self.findings)
-                    check_peak(launched, record.result, self.chip, source, self.findings)
+                    check_peak(launched, record.result, self.chip, source, self.bundle.manifest.division, self.findings)
         check_gate(source, records, self.findings)
         return [record.result for record in records]
 

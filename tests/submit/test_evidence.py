@@ -9,6 +9,8 @@ import pytest
 from submit import made
 from submit.conftest import Check
 
+from flagperf.registry import VendorRegistry
+from flagperf.schema.chip import Chip
 from flagperf.schema.event import Key
 
 RANK = made.place("trials/000-ddp/rank0.journal")
@@ -247,3 +249,27 @@ def _moved(line: bytes, seconds: int) -> bytes:
     if event["key"] == Key.ENVIRONMENT:
         event["value"]["time"] = made.snapshot(1.5 + seconds)["time"]
     return line[:start] + msgspec.json.encode(event) + b"\n"
+
+
+@pytest.mark.parametrize(("tera", "code"), [(0.01, "mfu_above_one"), (10.0, None)])
+def test_throughput_is_held_against_the_table_of_chips(
+    tera: float, code: str | None, packed: bytes, checked: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chip = Chip(vendor="cpu", chip="A", names=["a cpu"], fp32_tflops=tera, source="made", confidence="high")
+    monkeypatch.setattr(VendorRegistry, "chips", lambda self, name: [chip])
+    verdict = checked(packed)
+    assert {reason.code for reason in verdict.reasons} == ({code} if code else set())
+    assert "no_rated_peak" not in [note.code for note in verdict.notes]
+
+
+def test_the_open_division_notes_a_peak_that_the_table_hasnt(files: made.Contents, checked: Check) -> None:
+    made.set_plan(files, "rated_flops", 1e15)
+    assert "peak" in {reason.code for reason in checked(made.assemble(files)).reasons}
+    verdict = checked(made.assemble(files, division="open"))
+    assert "peak" not in {reason.code for reason in verdict.reasons}
+    assert "peak" in {note.code for note in verdict.notes}
+
+
+def test_an_adapters_own_table_of_chips_is_no_manifest(files: made.Contents, checked: Check) -> None:
+    files["adapter/chips.toml"] = b'[[chips]]\nvendor = "cpu"\n'
+    assert not {reason.code for reason in checked(made.assemble(files)).reasons} & {"malformed", "adapter"}
