@@ -33,7 +33,7 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     fix: str
     part: str
-    """The part of the template it's about: while that is still to be filled in, a failure is no surprise."""
+    """The part of the template it's about, or `all`: while that is still to be filled in, a failure is no surprise."""
     where: Where
     function: Callable[..., Problems]
 

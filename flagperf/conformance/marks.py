@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flagperf.schema.conformance import Mark
 
-_MARK = re.compile(r"FILL IN \((?P<part>[\w-]+)\):\s*(?P<text>.*?)\s*(?:-->|\*/)?\s*$")
+_MARK = re.compile(r'FILL IN \((?P<part>[\w-]+)\):\s*(?P<text>.*?)\s*(?:-->|": ".*)?\s*$')
 _SUFFIXES = {".py", ".toml", ".md", ".txt", ".json", ".yaml"}
 
 

@@ -52,7 +52,7 @@ def pytest_runtest_makereport(
     report = yield
     found = _declared(item)
     if found is not None and report.failed and found.part:
-        left = [mark for mark in item.config.stash[_KIT].marks if mark.part == found.part]
+        left = [mark for mark in item.config.stash[_KIT].marks if found.part in (mark.part, "all")]
         if left:
             report.user_properties.append(("to fill in", ", ".join(f"{mark.file}:{mark.line}" for mark in left)))
     return report

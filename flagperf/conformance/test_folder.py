@@ -15,7 +15,7 @@ _MOST_LINES = 150
 @check(
     "A part left as the template has it says something that isn't true of this vendor.",
     "Replace what each mark stands beside, and delete the mark.",
-    part="anything",
+    part="all",
 )
 def test_nothing_is_left_to_fill_in(kit: Kit) -> Problems:
     for mark in kit.marks:

@@ -35,6 +35,14 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     """What to put there."""
 
 
+class VendorNewOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """`flagperf vendor new --json`."""
+
+    vendor: str
+    path: str
+    to_fill_in: list[Mark]
+
+
 class ConformanceOutput(msgspec.Struct, frozen=True, kw_only=True):
     """`flagperf vendor check --json`."""
 

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from flagperf.schema.conformance import ConformanceOutput
+from flagperf.schema.conformance import ConformanceOutput, VendorNewOutput
 from flagperf.schema.event import Event
+from flagperf.schema.explanation import ExplainOutput
 from flagperf.schema.machine import Availability, Device
 from flagperf.schema.result import Comparison, Result, RunOutput
 from flagperf.schema.submission import (
@@ -207,6 +208,8 @@ DOCUMENTS: dict[str, type[msgspec.Struct]] = {
     "data-list": DataListOutput,
     "vendor-parse": VendorParseOutput,
     "vendor-check": ConformanceOutput,
+    "vendor-explain": ExplainOutput,
+    "vendor-new": VendorNewOutput,
     "submit-system": SubmitSystemOutput,
     "submit-pack": SubmitPackOutput,
     "submit-check": SubmitCheckOutput,
