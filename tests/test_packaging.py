@@ -58,6 +58,7 @@ def test_it_holds_nothing_but_flagperf(wheel: Path) -> None:
         "flagperf/submit/rules/1.yaml",
         "flagperf/cases/aquila/pretrain.toml",
         "flagperf/vendors/cpu/cpu.toml",
+        "flagperf/vendors/simchip/device/simchip.cpp",
         "flagperf/reports/page.py",
     ):
         assert needed in names
