@@ -26,6 +26,7 @@ class Accelerator(Vendor):
     """The devices of one maker, read through its tools."""
 
     _places: dict[int, int] | None = None
+    _believed: frozenset[str] = frozenset()
 
     def read_library(self) -> Readings | None:
         """Return what the maker's library says, or None where there is no such library. Never raises."""
@@ -152,15 +153,16 @@ class Accelerator(Vendor):
     def _own(self, said: Readings) -> Readings:
         """Return the readings of devices that are this vendor's by name; where one isn't, none is believed."""
         vendors = [*(v for v in self.around.vendors if v.name != self.name), self.manifest]
-        named = [device for device in said.devices if device.name]  # one that is lost may not tell its name any more
-        for device in named or said.devices:
-            owner = owner_by_name(device.name or "", vendors)
+        named = {device.name for device in said.devices if device.name}  # one that is lost may not tell it any more
+        for name in (named or {""}) - self._believed:  # telemetry asks often, and weighing names takes longest
+            owner = owner_by_name(name, vendors)
             if owner not in (None, self.name):
-                why = f"{said.source} names a {device.name!r}, which is {owner}'s: this is a stand-in"
+                why = f"{said.source} names a {name!r}, which is {owner}'s: this is a stand-in"
                 return Readings(error=why, source=said.source)
-            if not self.detection.sure and not claims(self.manifest, device.name or ""):
-                why = f"{said.source} names a {device.name!r}, and nothing else here says whose it is"
+            if not self.detection.sure and not claims(self.manifest, name):
+                why = f"{said.source} names a {name!r}, and nothing else here says whose it is"
                 return Readings(error=why, source=said.source)
+        self._believed = self._believed | named
         return said
 
     def _device(self, reading: Reading) -> Device:

@@ -28,7 +28,9 @@ class Deadlines(Generic[K, T]):
         deadline = time.monotonic() + timeout
         asked = []
         for key, function in calls.items():
-            worker = self._workers.setdefault(key, _Worker())
+            worker = self._workers.get(key)
+            if worker is None:
+                worker = self._workers[key] = _Worker()
             if worker.ask(function):
                 asked.append((key, worker))
         answers: dict[K, T] = {}

@@ -199,6 +199,7 @@ def test_calls_with_a_deadline() -> None:
         return 1
 
     assert calls.call({"a": hang, "b": lambda: 2}, 0.05) == {"b": 2}
+    threads = threading.active_count()
     began = time.monotonic()
     assert calls.call({"a": hang, "b": lambda: 3}, 30) == {"b": 3}  # not asked again, and not waited for
     assert time.monotonic() - began < 20
@@ -212,3 +213,4 @@ def test_calls_with_a_deadline() -> None:
     with pytest.raises(ZeroDivisionError):
         calls.call({"a": broken}, 20)
     assert calls.call({"a": lambda: 5}, 20) == {"a": 5}
+    assert threading.active_count() <= threads  # the same two all the while

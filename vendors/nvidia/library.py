@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -35,37 +35,39 @@ class _Library:
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
-        self._starts, self._calls = Deadlines[str, Readings | int](), Deadlines[int, Reading]()
+        self._starts, self._calls = Deadlines[str, str](), Deadlines[int, Reading]()
         self._events: Any = None
         self._driver: str | None = None
-        self._started = False
+        self._count: int | None = None
+        """Devices there were when NVML was started: one that is lost meanwhile counts still."""
+        self._identities: dict[int, _Identity] = {}
 
     def read(self) -> Readings:
         """Read every device at the same time; one that doesn't answer holds up no other."""
-        said = self._starts.call({"start": self._start}, _START_TIMEOUT).get("start")
-        if said is None:
-            return Readings(error=f"NVML: no answer within {_START_TIMEOUT:g} s", source=_SOURCE)
-        if isinstance(said, Readings):
-            return said
-        xids = self._xids()
-        asked = {index: functools.partial(_device, self._nvml, index) for index in range(said)}
+        if self._count is None:
+            failure = self._starts.call({"start": self._start}, _START_TIMEOUT)
+            if "start" not in failure or failure["start"]:
+                why = failure.get("start") or f"no answer within {_START_TIMEOUT:g} s"
+                return Readings(error=f"NVML: {why}", source=_SOURCE)
+        asked = {index: functools.partial(self._device, index) for index in range(self._count or 0)}
         answers = self._calls.call(asked, _CALL_TIMEOUT)
         silent = f"NVML: no answer within {_CALL_TIMEOUT:g} s"
         devices = [answers.get(index) or Reading(index=index, faulty=silent) for index in asked]
-        devices = [msgspec.structs.replace(one, xid=xids.get(one.index)) for one in devices]
+        for index, xid in self._xids().items():
+            devices[index] = msgspec.structs.replace(devices[index], xid=xid)
         return Readings(devices=devices, driver=self._driver, source=_SOURCE)
 
-    def _start(self) -> Readings | int:
-        """Start NVML where it isn't, and return the number of devices; a failure is told and tried again."""
+    def _start(self) -> str:
+        """Start NVML; return why it can't be, which is tried again the next time."""
         nvml = self._nvml
         try:
-            if not self._started:
-                nvml.nvmlInit()
-                self._driver, self._started = _text(nvml.nvmlSystemGetDriverVersion()), True
-                self._listen(nvml.nvmlDeviceGetCount())
-            return int(nvml.nvmlDeviceGetCount())
+            nvml.nvmlInit()
+            self._driver, count = _text(nvml.nvmlSystemGetDriverVersion()), nvml.nvmlDeviceGetCount()
         except nvml.NVMLError as error:
-            return Readings(error=f"NVML: {error}", source=_SOURCE)
+            return str(error)
+        self._listen(count)
+        self._count = count
+        return ""
 
     def _listen(self, count: int) -> None:
         """Have the driver keep its error events (XID) for us, of the devices that have them."""
@@ -92,19 +94,38 @@ class _Library:
                 break
         return found
 
+    def _device(self, index: int) -> Reading:
+        """Return what NVML says of one device, whose identity is asked for once."""
+        try:
+            if index not in self._identities:
+                self._identities[index] = _identity(self._nvml, index)
+        except self._nvml.NVMLError as error:
+            return Reading(index=index, faulty=f"NVML: {error}")
+        return _reading(self._nvml, index, self._identities[index])
 
-def _device(nvml: Any, index: int) -> Reading:
-    """Return what NVML says of one device; what it doesn't support is unknown."""
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        name = _text(nvml.nvmlDeviceGetName(handle))
-    except nvml.NVMLError as error:
-        return Reading(index=index, faulty=f"NVML: {error}")
+
+class _Identity(NamedTuple):
+    """What doesn't change of a device."""
+
+    handle: Any
+    name: str | None
+    uuid: str | None
+    bus_id: str | None
+
+
+def _identity(nvml: Any, index: int) -> _Identity:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    name, uuid, pci = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetPciInfo(handle)
+    return _Identity(handle, _text(name), _text(uuid), _text(pci.busId))
+
+
+def _reading(nvml: Any, index: int, device: _Identity) -> Reading:
+    """Return a device's state; what it doesn't support is unknown."""
     lost: list[str] = []
 
     def ask(call: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return call(handle, *arguments)
+            return call(device.handle, *arguments)
         except nvml.NVMLError_GpuIsLost as error:
             lost.append(f"NVML: {error}")
         except nvml.NVMLError:  # not on this card, or not with this driver
@@ -117,11 +138,10 @@ def _device(nvml: Any, index: int) -> Reading:
     limit = ask(nvml.nvmlDeviceGetEnforcedPowerLimit)
     energy = ask(nvml.nvmlDeviceGetTotalEnergyConsumption)
     reasons = ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
-    pci = ask(nvml.nvmlDeviceGetPciInfo)
     running = ask(nvml.nvmlDeviceGetComputeRunningProcesses)
     return Reading(
         index=index,
-        name=name,
+        name=device.name,
         memory_total_mib=memory and memory.total / 2**20,
         memory_used_mib=memory and memory.used / 2**20,
         utilisation_pct=load and load.gpu,
@@ -131,8 +151,8 @@ def _device(nvml: Any, index: int) -> Reading:
         power_limit_w=limit and limit / 1000,
         clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
         memory_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
-        uuid=_text(ask(nvml.nvmlDeviceGetUUID)),
-        bus_id=_text(pci and pci.busId),
+        uuid=device.uuid,
+        bus_id=device.bus_id,
         ecc_uncorrected=ask(
             nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
         ),

@@ -1,12 +1,14 @@
-/* NVML's ABI as far as the adapter uses it, over cards that a text file describes anew for every call.
+/* NVML's ABI as far as the adapter uses it, over cards that a text file describes; when it's replaced, they are different at once.
  *
  * NVML_STATE names the file; a line a card, 18 fields: state power_mw energy_mj temperature utilisation memory_total_mib
  * memory_used_mib clock memory_clock throttle_bits ecc mig pid pid_mib pid2 pid2_mib xid xid_count
  * state: 0 sound, 1 lost, 2 its power can't be read: the call never returns. A pid of 0 is none.
  */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, TIMEOUT = 10, GPU_IS_LOST = 15, UNKNOWN = 999 };
@@ -26,17 +28,30 @@ typedef struct {
 static struct { int index; } handles[MOST] = {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}};
 static unsigned xids_told[MOST];
 
+static pthread_mutex_t reading = PTHREAD_MUTEX_INITIALIZER;
+
+/* The file is replaced, never written in place: it's read anew when it is another one. */
 static int cards(card_t *found) {
+  static card_t known[MOST];
+  static int count = -1;
+  static struct stat before;
+  struct stat now;
   const char *path = getenv("NVML_STATE");
-  FILE *file = path ? fopen(path, "r") : NULL;
-  int count = 0;
-  if (!file) return -1;
-  for (card_t c; count < MOST && fscanf(file, "%u %u %llu %u %u %llu %llu %u %u %llu %llu %u %u %llu %u %llu %u %u",
-       &c.state, &c.power, &c.energy, &c.temperature, &c.load, &c.total, &c.used, &c.clock, &c.memory_clock, &c.throttle,
-       &c.ecc, &c.mig, &c.pid[0], &c.held[0], &c.pid[1], &c.held[1], &c.xid, &c.xid_count) == 18; )
-    found[count++] = c;
-  fclose(file);
-  return count;
+  if (!path || stat(path, &now)) return -1;
+  pthread_mutex_lock(&reading);
+  if (count < 0 || now.st_ino != before.st_ino || now.st_mtim.tv_nsec != before.st_mtim.tv_nsec) {
+    FILE *file = fopen(path, "r");
+    count = 0, before = now;
+    for (card_t c; file && count < MOST && fscanf(file, "%u %u %llu %u %u %llu %llu %u %u %llu %llu %u %u %llu %u %llu %u %u",
+         &c.state, &c.power, &c.energy, &c.temperature, &c.load, &c.total, &c.used, &c.clock, &c.memory_clock, &c.throttle,
+         &c.ecc, &c.mig, &c.pid[0], &c.held[0], &c.pid[1], &c.held[1], &c.xid, &c.xid_count) == 18; )
+      known[count++] = c;
+    if (file) fclose(file);
+  }
+  memcpy(found, known, sizeof known);
+  int there = count;
+  pthread_mutex_unlock(&reading);
+  return there;
 }
 
 static int look(device_t device, card_t *card) {
