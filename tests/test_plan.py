@@ -144,3 +144,35 @@ def test_a_broken_adapter_doesnt_keep_auto_from_the_cpu(tmp_path: Path, where: s
     registries = Registries([tmp_path])
     assert choose_vendor("auto", registries).name == "cpu"
     assert "broken" in registries.vendors.broken["aaa"]
+
+
+def test_what_a_vendor_says_of_itself_is_planned_with_or_refused(tmp_path: Path) -> None:
+    """Its data types, its choices for a case, and that nobody can know which of two makers' devices are meant."""
+    for name in ("aaa", "bbb"):
+        adapter = tmp_path / "vendors" / name
+        adapter.mkdir(parents=True)
+        (adapter / "adapter.py").write_text(
+            "from flagperf.schema.machine import Device\nfrom flagperf.vendor import Vendor\n"
+            "class V(Vendor):\n    def devices(self):\n        return [Device(vendor=self.name, index=0, name='X')]\n"
+            "    def rated(self, dtype):\n        return {'bf16': 1e12}.get(dtype)\n"
+        )
+        (adapter / f"{name}.toml").write_text(
+            f'name = "{name}"\ntitle = "A"\nsummary = "-"\nentry = ".adapter:V"\ndevice_type = "aaa"\nbackend = "aaa"\n'
+            '[limits]\nfp32 = "it has no such unit"\n'
+            '[environment.EVERYWHERE]\nvalue = "1"\nwhy = "-"\n'
+            '[cases."aquila/pretrain"]\nmicro = 2\ndtype = "bf16"\nwhy = "its memory"\n'
+            '[cases."aquila/pretrain".environment.HERE]\nvalue = "2"\nwhy = "-"\n'
+        )
+    registries = Registries([tmp_path])
+    options = {"cases": ["aquila/pretrain"], "engines": ["single"], "vendor": "aaa"}
+    (trial,) = plan(Options(**options, trials=1), registries).trials
+    assert (trial.layout.micro, trial.rated_flops) == (2, 1e12)
+    assert trial.dtype == "bf16"  # the preset says fp32
+    (trial,) = plan(Options(**options, trials=1, layout="micro=1"), registries).trials
+    assert trial.layout.micro == 1
+    assert registries.vendors.get("aaa").variables("aquila/pretrain") == {"EVERYWHERE": "1", "HERE": "2"}
+    assert registries.vendors.get("aaa").variables("another") == {"EVERYWHERE": "1"}
+    with pytest.raises(UsageError, match="no such unit"):
+        plan(Options(**options, dtype="fp32"), registries)
+    with pytest.raises(UsageError, match="aaa and bbb"):
+        choose_vendor("auto", registries)

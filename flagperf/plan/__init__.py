@@ -32,7 +32,7 @@ def plan(options: Options, registries: Registries, *, commit: str | None = None)
     else:
         arms = parse_arms(options.engines or ["single"], options.layout)
         for name in options.cases:
-            size = sized(name, options, registries)
+            size = sized(name, options, registries, vendor=vendor)
             ranks = rank_count(arms, vendor, options, registries)
             templates = [template(arm, size, vendor, ranks, options, registries) for arm in arms]
             trials += interleaved(templates, first=len(trials))

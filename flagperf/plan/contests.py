@@ -61,7 +61,7 @@ def contest_trials(options: Options, vendor: Vendor, registries: Registries) -> 
         case, manifest, sides, protocol = options.cases[0], None, options.compare, {}
     if options.baseline:
         raise UsageError("The baseline of a contest is its second engine; --baseline can't name another.")
-    size = sized(case, options, registries, protocol)
+    size = sized(case, options, registries, protocol, vendor)
     asked = [_one(side, options.layout) for side in sides]
     ranks = rank_count(asked, vendor, options, registries)
 

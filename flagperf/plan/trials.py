@@ -33,16 +33,27 @@ class Size(NamedTuple):
     dtype: str
 
 
-def sized(name: str, options: Options, registries: Registries, protocol: dict[str, Any] | None = None) -> Size:
-    """Return a case at the size asked for; `protocol` goes over the preset's, and the options over that."""
+def sized(
+    name: str,
+    options: Options,
+    registries: Registries,
+    protocol: dict[str, Any] | None = None,
+    vendor: Vendor | None = None,
+) -> Size:
+    """Return a case at the size asked for; `protocol` goes over the preset's, and the options over that.
+
+    What the vendor chooses for the case goes over the preset's, too.
+    """
     manifest = registries.cases.get(name)
     if options.preset not in manifest.presets:
         raise UnknownName(f"preset of {name}", options.preset, manifest.presets)
     preset = manifest.presets[options.preset]
+    if vendor is not None and (own := vendor.manifest.cases.get(name)) is not None:
+        preset = msgspec.structs.replace(preset, micro=own.micro or preset.micro, dtype=own.dtype or preset.dtype)
     rules = _protocol(manifest, preset, protocol or {}, options)
     case: type[Case] = registries.cases.load(name)
-    own = {key: value for key, value in options.settings.items() if key != "protocol"}
-    settings = case.check(merged(merged(manifest.settings, preset.settings), own))
+    asked = {key: value for key, value in options.settings.items() if key != "protocol"}
+    settings = case.check(merged(merged(manifest.settings, preset.settings), asked))
     dtype = options.dtype or preset.dtype
     if dtype not in manifest.dtypes:
         raise UnknownName(f"dtype of {name}", dtype, manifest.dtypes)

@@ -183,8 +183,9 @@ class CaseOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What a vendor chooses for one case, within the case's rules; what a user says goes before it."""
 
     micro: int | None = None
-    """Sequences a micro-batch."""
+    """Sequences a micro-batch, where the layout doesn't say."""
     dtype: str | None = None
+    """Where the user doesn't say."""
     environment: dict[str, Variable] = {}
     why: str
 
