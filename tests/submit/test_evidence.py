@@ -68,6 +68,20 @@ def slow_gemm(files: made.Contents) -> None:
             rank(Key.PULSE, "value.flops_per_second", 1e10, nth, file)(files)
 
 
+def no_peak(files: made.Contents) -> None:
+    """A trial of which nothing tells how fast its device can be."""
+    made.set_json(files, made.place("trials/000-ddp/trial.json"), "peak_flops", None)
+    for file in (RANK, OTHER):
+        made.drop_lines(files, file, Key.PULSE, slice(0, 2))
+
+
+def gap(files: made.Contents) -> None:
+    """Telemetry planned at 100 Hz that was silent for three seconds."""
+    made.set_plan(files, "protocol.telemetry", 0.01)
+    made.set_line(files, TELEMETRY, Key.HEADER, "value.interval", 0.01)
+    made.drop_lines(files, TELEMETRY, Key.TELEMETRY, slice(1, 3))
+
+
 def all_losses(value: float | None) -> Change:
     """One arm's losses are others."""
 
@@ -120,6 +134,8 @@ EVIDENCE: dict[str, tuple[Change, str, str]] = {
         *("invalid: no_validation", TRIAL),
     ),
     "faster than the peak": (slow_gemm, "invalid: mfu_above_one", TRIAL),
+    "no peak": (no_peak, "no_peak", RUN),
+    "telemetry with a gap": (gap, "telemetry_window", TELEMETRY),
     "telemetry that ends early": (gone(TELEMETRY, Key.TELEMETRY, slice(2, None)), "telemetry_window", TELEMETRY),
     "telemetry that begins late": (gone(TELEMETRY, Key.TELEMETRY, slice(0, 2)), "telemetry_window", TELEMETRY),
     "samples taken out": (gone(TELEMETRY, Key.TELEMETRY, slice(1, 2)), "telemetry_lost", TELEMETRY),

@@ -208,7 +208,7 @@ def _files(change: Callable[[list[BundledFile]], list[BundledFile]]) -> Callable
 
 
 def _without(files: made.Contents) -> bytes:
-    rest = {name: data for name, data in files.items() if name != "LICENSE"}
+    rest = {name: data for name, data in files.items() if name != "adapter/README.md"}
     return made.assemble(rest, files=made.manifest(files).files)
 
 
@@ -217,6 +217,11 @@ MANIFESTS: dict[str, tuple[Callable[[made.Contents], bytes], str]] = {
     "no chain": (lambda files: made.assemble(files, chain=[]), "broken_chain"),
     "a file that isn't listed": (_files(lambda listed: listed[1:]), "extra_file"),
     "a file that isn't there": (_without, "missing_file"),
+    "a file that has no place": (lambda files: made.assemble({**files, "notes.txt": b""}), "extra_file"),
+    "a file of another content": (
+        lambda files: made.assemble({**files, "LICENSE": b"x"}, files=made.manifest(files).files),
+        "altered_file",
+    ),
     "a file listed twice": (_files(lambda listed: [*listed, listed[0]]), "manifest_twice"),
     "another order": (_files(lambda listed: listed[::-1]), "wrong_order"),
     "another run": (lambda files: made.assemble(files, runs=["other"]), "wrong_runs"),

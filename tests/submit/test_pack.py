@@ -11,7 +11,7 @@ import pytest
 from submit import made
 from submit.conftest import Check
 
-from flagperf.errors import FlagPerfError, UsageError
+from flagperf.errors import FlagPerfError, Unavailable, UsageError
 from flagperf.registry import Registries
 from flagperf.schema.event import Key
 from flagperf.schema.machine import Device
@@ -206,3 +206,17 @@ def test_what_is_no_key_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(content)
     with pytest.raises(UsageError, match="no Ed25519 key"):
         signing.read_key(tmp_path / "key")
+
+
+def test_without_cryptography_a_signature_is_noted_but_no_key_is_taken_on_trust(
+    copy: Path, checked: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, told = signing.keygen(tmp_path / "key")
+    signed = bundle(copy, key=tmp_path / "key")
+    monkeypatch.setattr(signing, "available", lambda: False)
+    verdict = checked(signed)
+    assert (verdict.verdict, verdict.signed_by) == ("accepted", "")
+    assert "signature_unchecked" in [note.code for note in verdict.notes]
+    assert [reason.code for reason in checked(signed, told).reasons] == ["signature_unchecked"]
+    with pytest.raises(Unavailable, match="cryptography"):
+        signing.keygen(tmp_path / "other")

@@ -9,6 +9,7 @@ import pytest
 from submit import made
 from submit.conftest import Check
 
+from flagperf.errors import UsageError
 from flagperf.registry import Registries
 from flagperf.schema.event import Key
 from flagperf.schema.submission import Bound
@@ -66,6 +67,13 @@ def unplanned(files: made.Contents) -> None:
         del files[name]
 
 
+def ended_twice(files: made.Contents) -> None:
+    """A trial that ended without having begun."""
+    lines = files[HARNESS].splitlines(keepends=True)
+    (first,) = [number for number, line in enumerate(lines) if b'"trial_stop","value":{"id":"000' in line]
+    files[HARNESS] = b"".join([*lines[: first + 1], *lines[first:]])
+
+
 RULES: dict[str, tuple[Change, str, str, str, str]] = {
     # what is done: code, file, and words of what was expected and found
     "another model": (planned("settings.model.dim", 64), "rule", RUN, "256", "64"),
@@ -97,6 +105,11 @@ RULES: dict[str, tuple[Change, str, str, str, str]] = {
     "an order that favours one": (moved, "trial_order", RUN, "fsdp", "ddp"),
     "a trial hidden": (unplanned, "trial_left_out", HARNESS, "", "005-fsdp"),
     "an attempt hidden": (twice, "attempt_left_out", HARNESS, "1 start", "2 starts"),
+    "a trial that ended twice": (ended_twice, "trial_order", HARNESS, "", "000-ddp"),
+    "nothing but searches": (planned("purpose", "search"), "no_trials", RUN, "", ""),
+    "a baseline that isn't there": (
+        lambda files: made.set_json(files, RUN, "baseline", "other"), *("uncomparable", RUN, "", "")
+    ),
     "a variable that changes numbers": (
         saw("variables.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1"),
         *("variable", HARNESS, "OMP_*", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1"),
@@ -232,3 +245,22 @@ def test_every_version_of_the_rules_can_be_read_and_fits_the_cases(registries: R
 )
 def test_a_bound(bound: Bound, value: object, base: object, good: bool) -> None:
     assert (outside(bound, value, base) == "") == good
+
+
+def test_a_kind_of_case_without_rules_is_told(
+    packed: bytes, checked: Check, registries: Registries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = msgspec.structs.replace(read_rules("1"), kinds={})
+    monkeypatch.setattr("flagperf.submit.check.read_rules", lambda version: rules)
+    assert "no_rules" in {reason.code for reason in checked(packed).reasons}
+
+
+def test_a_case_that_cant_be_loaded_here_is_told(
+    files: made.Contents, checked: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(settings: object) -> None:
+        raise UsageError("It is broken.")
+
+    monkeypatch.setattr("flagperf.cases.aquila.pretrain.AquilaPretrain.check", broken)
+    found = [reason for reason in checked(made.assemble(files)).reasons if reason.code == "unknown_case"]
+    assert found and "It is broken" in found[0].message
