@@ -196,10 +196,10 @@ def _name(header: str, cell: str, named: bool) -> str | None:
 
 
 def _same_place(header: str, cell: str, word: str) -> str | None:
-    """Return what stands in a cell where a word stands in its header, if both have as many parts."""
+    """Return what stands in a cell where a word stands in its header: first, or both having as many parts."""
     words, parts = header.lower().split(), _split(cell)
     place = next((number for number, each in enumerate(words) if word in each), None)
-    return parts[place] if place is not None and len(parts) == len(words) else None
+    return parts[place] if place is not None and (place == 0 or len(parts) == len(words)) else None
 
 
 def _split(cell: str) -> list[str]:

@@ -74,7 +74,7 @@ def complaint(text: str, any_line: bool = False) -> str:
     return "; ".join(found) or (last if any_line else "")
 
 
-_DRIVER = re.compile(r"driver[ _]?(?:version|ver)?\"?\s{0,8}[:=>]?\s{0,40}\"?\s?v?(\d[\w.-]{1,40})", re.IGNORECASE)
+_DRIVER = re.compile(r"driver[ _]?(?:version|ver)?\"?\s{0,60}[:=>]?\s{0,40}\"?\s?v?(\d[\w.-]{1,40})", re.IGNORECASE)
 
 
 def driver_version(text: str) -> str | None:

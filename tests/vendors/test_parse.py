@@ -114,6 +114,40 @@ def test_memory_in_any_unit(header: str, row: str, total: float | None) -> None:
     assert (device.index, device.memory_total_mib) == (3, total)
 
 
+@pytest.mark.parametrize(("written", "degrees"), [("39 C", 39), ("34℃", 34), ("35", 35), ("N/A", None), ("-", None)])
+def test_a_temperature_with_and_without_its_unit(written: str, degrees: float | None) -> None:
+    text = OWN["enflame"][0].replace("52℃ ", f"{written:<4}")
+    (device,) = adapters()["enflame"].parse(text).devices
+    assert (device.temperature_c, device.power_w) == (degrees, 140)
+
+
+def test_two_chips_of_one_ascend_card_are_two_devices() -> None:
+    text = OWN["ascend"][0].replace("| Chip             |", "| Chip  Phy-ID     |")
+    first = text.splitlines()[6:8]
+    first[1] = first[1].replace("| 0                |", "| 0     6          |")
+    second = [first[0].replace("101.4", "-    "), first[1].replace("| 0     6          |", "| 1     7          |")]
+    said = adapters()["ascend"].parse("\n".join([*text.splitlines()[:6], *first, *second]))
+    assert [(d.index, d.power_w, d.facts["npu_id"], d.facts["chip_id"]) for d in said.devices] == [
+        (6, 101.4, 0, 0),
+        (7, None, 0, 1),
+    ]
+
+
+def test_processes_are_those_of_their_device() -> None:
+    text = NVIDIA.format(power="1W / 2W", util="3%") + (
+        "| Processes:                                                       GPU Memory |\n"
+        "|  GPU   GI   CI        PID   Type   Process name                  Usage      |\n"
+        "|=============================================================================|\n"
+        "|    0   N/A  N/A     12345      C   python train.py                  1490MiB |\n"
+        "|    0   N/A  N/A     12346    C+G   /usr/bin/x                           N/A |\n"
+    )
+    (device,) = adapters()["nvidia"].parse(text).devices
+    assert [(p.pid, p.name, p.memory_mib) for p in device.processes or []] == [
+        (12345, "python train.py", 1490),
+        (12346, "/usr/bin/x", None),
+    ]
+
+
 def test_a_list_without_a_header_is_read_by_its_command_line_only() -> None:
     text = "1, 30, Iluvatar BI-V100, 32768 MiB\n"
     iluvatar = adapters()["iluvatar"]
