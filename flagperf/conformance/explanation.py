@@ -109,7 +109,7 @@ def _markers(manifest: VendorManifest, every: list[VendorManifest], host: Host) 
 
     for field, kind in _KINDS.items():
         for pattern in getattr(manifest.markers, field):
-            alone = Markers(**{field: [pattern]})
+            alone = msgspec.convert({field: [pattern]}, Markers)
             found = getattr(_here(manifest, alone, host), field, [])  # names are compared with a device's, not found
             yield Marker(kind=kind, pattern=pattern, found=found, also=also(field, pattern))
     for name, pattern in manifest.markers.distributions.items():

@@ -100,7 +100,7 @@ def test_samples_are_fields_of_a_reading(kit: Kit) -> Problems:
         sample = kit.adapter.sample()
     except OSError as error:
         pytest.skip(f"needs a device: {error}")
-    known = set(Reading.__struct_fields__) - {"facts"}
+    known = {*Reading.__struct_fields__, "visible"} - {"facts"}
     for device in sample:
         for key in device.keys() - known:
             yield f"{key!r} is no field of a reading"
