@@ -105,6 +105,10 @@ RULES: dict[str, tuple[Change, str, str, str, str]] = {
     "an order that favours one": (moved, "trial_order", RUN, "fsdp", "ddp"),
     "a trial hidden": (unplanned, "trial_left_out", HARNESS, "", "005-fsdp"),
     "an attempt hidden": (twice, "attempt_left_out", HARNESS, "1 start", "2 starts"),
+    "two trials an arm": (
+        lambda files: (only(0, 1, 2, 3)(files), made.set_plan(files, "protocol.trials", 2, range(4))),
+        *("too_few_trials", RUN, "at least 3", "2"),
+    ),
     "a trial that ended twice": (ended_twice, "trial_order", HARNESS, "", "000-ddp"),
     "nothing but searches": (planned("purpose", "search"), "no_trials", RUN, "", ""),
     "a baseline that isn't there": (
