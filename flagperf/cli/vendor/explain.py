@@ -96,9 +96,7 @@ def _sections(said: ExplainOutput) -> Iterable[tuple[str, Iterable[str]]]:
     yield (
         "Chosen for cases",
         (
-            f"{case}: "
-            + ", ".join(f"{k}={v}" for k, v in (("micro", each.micro), ("dtype", each.dtype)) if v is not None)
-            + f" ({each.why})"
+            f"{case}: " + (f"micro={each.micro} " if each.micro is not None else "") + f"({each.why})"
             for case, each in said.cases.items()
         ),
     )
