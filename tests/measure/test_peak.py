@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from flagperf.errors import FlagPerfError
-from flagperf.measure.peak import measured_peak, pulse
+from flagperf.measure.peak import DEVICE_SHAPES, SHAPES, SLOW, _shapes, measured_peak, pulse
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -85,3 +86,11 @@ def test_a_measurement_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(FlagPerfError, match="couldn't be measured") as failure:
         measured_peak("cpu", "fp4", 1, 1, lambda stage, done: None)
     assert "invalid choice: 'fp4'" in failure.value.hint
+
+
+def test_a_slow_accelerator_is_given_a_cpus_shapes() -> None:
+    import torch
+
+    meta = torch.device("meta")  # multiplies in no time
+    assert _shapes(meta, "fp32", lambda: None) == DEVICE_SHAPES
+    assert _shapes(meta, "fp32", lambda: time.sleep(2 * SLOW)) == SHAPES

@@ -273,11 +273,11 @@ def test_what_the_tool_prints_is_parsed(tmp_path: Path) -> None:
     assert adapter.parse("no devices").error and adapter.parse("[3]").error
 
 
-def trial(environment: dict[str, str], folder: Path, engine: str) -> Result:
-    """Run one trial on two simulated devices and return its result."""
+def trial(environment: dict[str, str], folder: Path, engine: str, ranks: int) -> Result:
+    """Run one trial on simulated devices, without the profiler, and return its result."""
     done = flagperf(
-        *("run", "aquila/pretrain", "--vendor", "simchip", "--engine", engine, "--ranks", "2", "--trials", "1"),
-        *(*TINY, "--out", str(folder)),
+        *("run", "aquila/pretrain", "--vendor", "simchip", "--engine", engine, "--ranks", str(ranks), "--trials", "1"),
+        *(*TINY, "--set", "protocol.profile=0", "--out", str(folder)),
         env=environment,
     )
     (result,) = load_results(folder)
@@ -293,7 +293,7 @@ def gate(candidate: list[Result], baseline: list[Result]) -> set[str]:
 @pytest.fixture(scope="session")
 def sound(simchip: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Result:
     """The result of a trial in which nothing goes wrong."""
-    return trial(simchip, tmp_path_factory.mktemp("sound") / "run", "fsdp")
+    return trial(simchip, tmp_path_factory.mktemp("sound") / "run", "fsdp", 2)
 
 
 @slow
@@ -311,22 +311,25 @@ def test_a_trial_has_the_cpus_losses_and_says_that_it_is_simulated(
 
 @slow
 def test_the_accuracy_gate_sees_a_wrong_operator(simchip: dict[str, str], sound: Result, tmp_path: Path) -> None:
-    wrong = trial({**simchip, "SIMCHIP_FAULTS": "wrong operator=mm factor=10"}, tmp_path / "run", "fsdp")
+    wrong = trial({**simchip, "SIMCHIP_FAULTS": "wrong operator=mm factor=10"}, tmp_path / "run", "fsdp", 2)
     assert wrong.verdict == "valid", wrong.reasons  # nothing in the trial itself gives it away
     assert "losses_differ" in gate([wrong], [sound])
 
 
 @slow
 @pytest.mark.parametrize(
-    ("fault", "code"),
-    [("out_of_memory device=1 after=300", "out_of_memory"), ("lost device=1 after=300", "device_lost")],
+    ("fault", "engine", "failing", "code"),
+    [
+        ("out_of_memory device=1 after=300", "ddp", 1, "out_of_memory"),
+        ("lost device=0 after=300", "single", 0, "device_lost"),
+    ],
 )
 def test_a_fault_of_one_rank_is_the_trials_reason(
-    simchip: dict[str, str], tmp_path: Path, fault: str, code: str
+    simchip: dict[str, str], tmp_path: Path, fault: str, engine: str, failing: int, code: str
 ) -> None:
-    result = trial({**simchip, "SIMCHIP_FAULTS": fault}, tmp_path / "run", "ddp")
+    result = trial({**simchip, "SIMCHIP_FAULTS": fault}, tmp_path / "run", engine, failing + 1)
     assert result.verdict == "invalid"
-    assert result.reasons[0].code == code and "Rank 1" in result.reasons[0].message, result.reasons
+    assert result.reasons[0].code == code and f"Rank {failing}" in result.reasons[0].message, result.reasons
 
 
 def load_results(folder: Path) -> list[Result]:
