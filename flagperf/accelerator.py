@@ -59,7 +59,8 @@ class Accelerator(Vendor):
         """Say whether trials can run: devices that answer, and a torch that is made for them."""
         said, remedy = self.found, self.manifest.install
         if not said.devices:
-            return Availability(name=self.name, available=False, reason=said.error or "no device found")
+            absent = not self.detection.evidence.devices()
+            return Availability(name=self.name, available=False, reason=said.error or "no device found", absent=absent)
         if all(device.faulty for device in said.devices):
             return Availability(name=self.name, available=False, reason="every device is faulty")
         if self.detection.torch:

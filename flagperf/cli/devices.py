@@ -39,10 +39,13 @@ def devices(json: common.JSON = False, vendor_path: common.VENDOR_PATH = None) -
             )  # fmt: skip
     out = common.out()
     out.print(table)
+    absent = [state.name for state, _ in found if state.absent]
     for state, _ in found:
-        if not state.available:
+        if not state.available and not state.absent:
             remedy = f" {escape(state.remedy)}" if state.remedy else ""
-            out.print(f"[dim]{state.name}: {escape(state.reason)}.{remedy}[/]", soft_wrap=True)
+            out.print(f"[dim]{escape(state.name)}: {escape(state.reason)}.{remedy}[/]", soft_wrap=True)
+    if absent:
+        out.print(f"[dim]Nothing here of {escape(', '.join(absent))}.[/]", soft_wrap=True)
 
 
 def find(registries: Registries) -> list[tuple[Availability, list[Device]]]:

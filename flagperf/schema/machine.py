@@ -28,3 +28,5 @@ class Availability(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     remedy: str = ""
     version: str = ""
+    absent: bool = False
+    """Whether there's no trace of it, so that nothing is to be mended."""

@@ -90,6 +90,8 @@ def test_the_command_shows_every_makers_cards(tmp_path: Path, replay: Replay) ->
         host = replay(tool, [OWN[vendor][0]])
     done = flagperf("devices", "--json", env={"PATH": host.environ["PATH"], "HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
+    states = {state["name"]: state["absent"] for state in json.loads(done.stdout)["vendors"]}
+    assert [name for name, absent in states.items() if absent and name in OWN] == []
     shown = {(device["vendor"], device["name"]) for device in json.loads(done.stdout)["devices"]}
     # Intel and Kunlunxin call their tool alike, so that one file on PATH can be of one of them only.
     assert shown >= {(vendor, OWN[vendor][1]["name"]) for vendor in names.values()}
@@ -209,3 +211,4 @@ def test_surroundings_without_others_still_work() -> None:
     manifest = msgspec.structs.replace(Registries().vendors.get("biren"), tools=[Tool(command=["no-such-tool"])])
     found: Any = type(adapters()["biren"])(manifest, Surroundings(host=Host(root=Path("/nonexistent"))))
     assert found.devices() == [] and "no marker" in found.availability().reason
+    assert found.availability().absent
