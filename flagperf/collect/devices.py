@@ -44,7 +44,7 @@ def trial_devices(ranks: Sequence[RankJournal], telemetry: Telemetry) -> list[in
     places = {index: _place(readings) for index, readings in telemetry.devices.items()}
     if all(place is None for place in places.values()):  # an adapter that doesn't say: all of them
         return sorted(places)
-    return sorted(index for index, place in places.items() if place is not None and place < max(1, here))
+    return sorted(index for index, place in places.items() if place is not None and place < (here or len(ranks)))
 
 
 def _place(readings: Sequence[DeviceReading]) -> int | None:

@@ -245,7 +245,7 @@ def _validation(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) ->
 
 def _energy(values: dict[str, MetricValue], ranks: Sequence[RankJournal], steps: Window, telemetry: Telemetry) -> None:
     """Put the energy of what computed: the devices', or the host's where its cores are the devices."""
-    if len({rank.last(Key.HEADER).get("host") for rank in ranks}) > 1:
+    if len({str(rank.last(Key.HEADER).get("host")) for rank in ranks}) > 1:
         return  # telemetry is of one host
     host = energy(telemetry, steps.start_ns, steps.stop_ns)
     joules, n = host, 1

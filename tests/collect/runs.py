@@ -19,7 +19,7 @@ METRICS = [
     *("tokens_per_second", "tokens_per_second_per_device", "step_time", "step_time_p90", "step_time_p99"),
     *("time_to_first_step", "data_wait", "mfu", "mfu_rated", "hfu", "p_whole", "p_train", "p_core"),
     *("memory_peak_allocated", "memory_peak_rss", "memory_pss", "loss_final", "loss_validation", "bits_per_byte"),
-    *("steps_skipped", "energy", "tokens_per_joule", "telemetry_cost", "machine_speed"),
+    *("steps_skipped", "energy", "energy_host", "tokens_per_joule", "telemetry_cost", "machine_speed"),
 ]
 
 
