@@ -19,8 +19,8 @@ def test_doctor_prints_one_object_and_nothing_else() -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert done.stderr == ""
-    assert report["host"]["cpu_model"] == report["devices"][0]["name"]
-    assert {key: report["vendors"][0][key] for key in ("name", "available")} == {"name": "cpu", "available": True}
+    assert report["host"]["cpu_model"] in [device["name"] for device in report["devices"]]
+    assert {state["name"]: state["available"] for state in report["vendors"]}["cpu"]
     assert {check["name"] for check in report["checks"]} >= {"foreign load", "frequency governor", "disk", "compiler"}
     assert "torch" not in report
     assert report["packages"]["torch"]
