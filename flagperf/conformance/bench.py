@@ -94,9 +94,9 @@ class Bench:
 class Processes:
     """The ranks of one kind."""
 
-    def __init__(self, where: Where, vendor: str, folders: list[Path], ranks: int, variables: dict[str, str]) -> None:
+    def __init__(self, where: Where, vendor: str, folders: list[Path], ranks: int, environ: dict[str, str]) -> None:
         self._where, self._vendor, self._folders = where, vendor, [str(folder) for folder in folders]
-        self._ranks, self._variables = ranks, variables
+        self._ranks, self._environ = ranks, environ
         self._processes: list[_Process] = []
 
     def ask(self, module: str, name: str, parameters: dict[str, str]) -> Answer:
@@ -134,7 +134,7 @@ class Processes:
                 ranks=self._ranks,
                 store=store,
             )
-            self._processes.append(_Process(setup, self._variables))
+            self._processes.append(_Process(setup, self._environ))
 
     def _answers(self, until: float, timeout: float) -> list[Answer]:
         """Return each rank's answer; where one ends or hangs, all are ended: the others would wait for it."""
@@ -158,7 +158,7 @@ class Processes:
 
 
 class _Process:
-    def __init__(self, setup: Setup, variables: dict[str, str]) -> None:
+    def __init__(self, setup: Setup, environ: dict[str, str]) -> None:
         read, write = os.pipe()
         self.answers: IO[bytes] = os.fdopen(read, "rb")
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
@@ -171,7 +171,7 @@ class _Process:
                 stdout=self._printed,
                 stderr=subprocess.STDOUT,
                 pass_fds=[write],
-                env={**variables, **os.environ, **{key: str(value) for key, value in place.items()}},
+                env={**environ, **{key: str(value) for key, value in place.items()}},
             )
         finally:
             os.close(write)

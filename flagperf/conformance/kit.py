@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ class Kit:
         self.registries = Registries(folders)
         self.folder, self.unreadable = self._place()
         self.marks: list[Mark] = marks(self.folder)
+        self._environ = dict(os.environ)  # as it is before the adapter is loaded here
         self._processes: dict[Where, Processes] = {}
 
     def _place(self) -> tuple[Path, str]:
@@ -138,7 +140,9 @@ class Kit:
             if adapter.slots() < ranks:
                 pytest.skip(f"needs two devices; there is {adapter.slots()}")
         if where not in self._processes:
-            self._processes[where] = Processes(where, self.name, self.folders, ranks, adapter.manifest.variables(""))
+            variables = {} if where == "fresh" else adapter.manifest.variables("")
+            environ = {**variables, **self._environ}
+            self._processes[where] = Processes(where, self.name, self.folders, ranks, environ)
         answer = self._processes[where].ask(module, name, parameters)
         if answer.absent:
             pytest.skip(f"needs {answer.absent}")

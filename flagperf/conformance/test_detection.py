@@ -14,7 +14,7 @@ from flagperf.conformance.check import Problems, check
 from flagperf.conformance.kit import Kit
 from flagperf.detection import Host
 
-_SECONDS = 3.0
+_SECONDS = 2.0
 
 
 def _bare(root: str) -> Host:

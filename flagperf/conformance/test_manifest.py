@@ -186,6 +186,9 @@ def test_choices_for_cases_are_within_their_rules(kit: Kit) -> Problems:
         if name not in kit.registries.cases.names():
             yield f"there is no case {name!r}"
             continue
+        dtypes = [name for name in kit.registries.cases.get(name).dtypes if name not in kit.manifest.limits]
+        if override.dtype is not None and override.dtype not in dtypes:
+            yield f"{name}: {override.dtype} isn't one of {', '.join(dtypes)}"
         if override.micro is not None and override.micro < 1:
             yield f"{name}: micro is {override.micro}"
         if len(override.why.strip()) < 4:

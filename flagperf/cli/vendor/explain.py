@@ -12,6 +12,7 @@ from flagperf.cli import common
 if TYPE_CHECKING:
     from flagperf.schema.chip import Chip
     from flagperf.schema.explanation import ExplainOutput
+    from flagperf.schema.manifest import CaseOverride
 
 _FIGURES = ("fp64_tflops", "fp32_tflops", "tf32_tflops", "fp16_tflops", "bf16_tflops", "fp8_tflops")
 
@@ -95,10 +96,7 @@ def _sections(said: ExplainOutput) -> Iterable[tuple[str, Iterable[str]]]:
     )
     yield (
         "Chosen for cases",
-        (
-            f"{case}: " + (f"micro={each.micro} " if each.micro is not None else "") + f"({each.why})"
-            for case, each in said.cases.items()
-        ),
+        (f"{case}: {_chosen(each)} ({each.why})" for case, each in said.cases.items()),
     )
     yield "Rated peaks, dense", map(_chip, said.chips)
     yield "Unknown: no source said", said.unknown
@@ -112,6 +110,11 @@ def _torch(said: ExplainOutput) -> Iterable[str]:
         yield f"{said.visible_devices} limits the devices; it is {said.visible_now or 'not set'}"
     if said.install:
         yield f"to be had: {said.install}"
+
+
+def _chosen(override: CaseOverride) -> str:
+    values = (("micro", override.micro), ("dtype", override.dtype))
+    return ", ".join(f"{key}={value}" for key, value in values if value is not None)
 
 
 def _chip(chip: Chip) -> str:
