@@ -51,7 +51,9 @@ class Vendor(ABC):
         return {}
 
     def sample(self) -> list[dict[str, Any]]:
-        """Return one reading a device for telemetry: `index` and numbers by name, units in the names.
+        """Return one reading a device for telemetry: `index`, and of `Reading`'s fields those that are known.
+
+        `visible` is its place among the devices that ranks see: local rank k runs on the k-th.
 
         Called about once a second in a process of its own, in a thread that may be given up if it doesn't return.
         """
