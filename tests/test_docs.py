@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from helpers import ROOT, flagperf, needs
 PAGES = [
     *("README.md", "README.zh.md", "CONTRIBUTING.md", "docs/architecture.md"),
     *("docs/measuring.md", "docs/measuring.zh.md", "docs/engines.md", "docs/engines.zh.md"),
+    *("docs/vendors.md", "docs/vendors.zh.md"),
 ]
 
 
@@ -35,7 +37,8 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_both_languages_show_the_same_commands() -> None:
-    assert commands("README.md") == commands("README.zh.md") != []
+    for page in ("README", "docs/vendors"):
+        assert commands(f"{page}.md") == commands(f"{page}.zh.md") != []
     for page in ("measuring", "engines"):
         assert indented(f"{page}.md") == indented(f"{page}.zh.md") != []
 
@@ -52,13 +55,47 @@ def test_the_commands_on_engines_run(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
+@pytest.mark.slow
+def test_the_guide_for_vendors_ends_in_an_accepted_bundle(tmp_path: Path) -> None:
+    """Its commands as they stand, in order, in an empty folder; the training is short, hence of the open division."""
+    if shutil.which("g++") is None:
+        assert not os.environ.get("CI"), "g++ is missing (on CI nothing may be left out)"
+        pytest.skip("simchip is built with g++: apt-get install g++")
+    environment = {
+        **os.environ,
+        "SIMCHIP_DEVICES": "2",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    filled = {"status": "research", "licence": "Apache-2.0"}
+    shown = commands("docs/vendors.md")
+    readings = subprocess.run(
+        [sys.executable, "-m", "flagperf.vendors.simchip.smi"], env=environment, capture_output=True, check=True
+    )
+    (tmp_path / "smi.txt").write_bytes(readings.stdout)
+    for line in shown:
+        words = shortened(shlex.split(line))
+        if "pack" in words:
+            form = tmp_path / "system.yaml"
+            form.write_text(
+                re.sub(r"(\w+): 'FILL IN[^']*'", lambda m: f"{m[1]}: {filled.get(m[1], 'none')}", form.read_text())
+            )
+            words += ["--division", "open"]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        unfilled = "check" in words and "mychip" in words  # nobody has filled in what was asked for
+        assert done.returncode == (1 if unfilled else 0), f"{line}\n{done.stdout}\n{done.stderr}"
+        if unfilled:
+            assert " 0 failed" in done.stdout and "to fill in" in done.stdout
+    assert "Verdict: accepted" in done.stdout and "submit check" in line
+
+
 def shortened(words: list[str]) -> list[str]:
     """Return a command with one short trial of a small model for each engine: `make bench` runs it in full."""
     if "--trials" not in words:
         return words
     at = words.index("--trials") + 1
     small = ["--set", "model.layers=1", "--set", "model.dim=64", "--set", "protocol.validation=4"]
-    return [*words[:at], "1", *words[at + 1 :], "--steps", "3", "--warmup", "2", *small]
+    trials = "2" if "simchip" in words else "1"  # a submission takes two
+    return [*words[:at], trials, *words[at + 1 :], "--steps", "3", "--warmup", "2", *small]
 
 
 def test_targets_named_in_the_pages_exist() -> None:
