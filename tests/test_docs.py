@@ -17,6 +17,7 @@ PAGES = [
     *("README.md", "README.zh.md", "CONTRIBUTING.md", "docs/architecture.md"),
     *("docs/measuring.md", "docs/measuring.zh.md", "docs/engines.md", "docs/engines.zh.md"),
     *("docs/vendors.md", "docs/vendors.zh.md"),
+    *("docs/studies/bmtrain-vs-megatron/README.md", "docs/studies/bmtrain-vs-megatron/README.zh.md"),
 ]
 
 
