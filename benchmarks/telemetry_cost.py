@@ -44,42 +44,49 @@ def cards(folder: Path, count: int) -> dict[str, str]:
     return {"NVML_STATE": str(state), "LD_LIBRARY_PATH": str(folder), "PATH": path}
 
 
+def sampled(journal: Path) -> int:
+    """Return how many samples are in a journal."""
+    return journal.read_bytes().count(b'"key":"telemetry"')
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process so far, all threads, to the nanosecond."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
 def measure(interval: float, seconds: float, ranks: int, count: int) -> dict[str, Any]:
     """Watch `ranks` sleeping children for `seconds`; start-up, which is paid once, is told apart from sampling."""
     sleepers = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]) for _ in range(ranks)]
-    costs = []
     try:
         with tempfile.TemporaryDirectory() as folder:
             environment = os.environ | (cards(Path(folder), count) if count else {})
-            vendor = "nvidia" if count else "cpu"
-            # Two lengths of the same thing: their difference has no start-up in it.
-            for length in (0.2, seconds):
-                out = Path(folder) / f"{length}.journal"
-                command = [sys.executable, "-m", "flagperf.measure.telemetry", "--out", str(out)]
-                command += ["--parent", str(os.getpid()), "--interval", str(interval), "--vendor", vendor]
-                process = subprocess.Popen(command, env=environment)
-                while not (out.exists() and (not count or b'"devices":[' in out.read_bytes())):
-                    time.sleep(0.01)
-                time.sleep(length)
-                process.terminate()
-                process.wait()
-                costs.append(next(event.value for event in Reader(out) if event.key == Key.TELEMETRY_COST))
+            out = Path(folder) / "telemetry.journal"
+            command = [sys.executable, "-m", "flagperf.measure.telemetry", "--out", str(out)]
+            command += ["--parent", str(os.getpid()), "--interval", str(interval)]
+            command += ["--vendor", "nvidia" if count else "cpu"]
+            process = subprocess.Popen(command, env=environment)
+            while not (out.exists() and sampled(out) >= 2 and (not count or b'"devices":[' in out.read_bytes())):
+                time.sleep(0.05)
+            before, first = cpu_seconds(process.pid), sampled(out)
+            time.sleep(seconds)
+            spent, samples = cpu_seconds(process.pid) - before, sampled(out) - first
+            process.terminate()
+            process.wait()
+            cost = next(event.value for event in Reader(out) if event.key == Key.TELEMETRY_COST)
     finally:
         for sleeper in sleepers:
             sleeper.kill()
             sleeper.wait()
-    short, long = costs
-    spent = long["cpu_seconds"] - short["cpu_seconds"]
-    samples = long["samples"] - short["samples"]
     return {
         "rate_hz": 1 / interval,
         "percent_of_a_core": 100 * spent / samples / interval,
         "milliseconds_a_sample": 1000 * spent / samples,
-        "start_up_seconds": short["cpu_seconds"],
+        "start_up_seconds": before,
         "samples": samples,
-        "missed": long["missed"],
+        "missed": cost["missed"],
         "cards": count,
-        "readings": long["sources"]["devices"],
+        "readings": cost["sources"]["devices"],
         "ranks": ranks,
         "processes_on_host": sum(name.isdigit() for name in os.listdir("/proc")),  # noqa: PTH208
     }
