@@ -326,14 +326,19 @@ def main() -> None:
         return
     if options.rounds < 2:
         parser.error("--rounds must be at least 2")
-    rows = [measure(arm, options.preset, options.rounds) for arm in options.engine or ARMS]
+    if not options.json:
+        print(
+            f"step time by FlagPerf's engine ÷ by the bare package, {options.rounds} rounds; {AIM} at most is the aim\n"
+        )
+    rows = []
+    for arm in options.engine or ARMS:
+        row = measure(arm, options.preset, options.rounds)
+        rows.append(row)
+        if not options.json:
+            told = " ".join(f"{name} {loss:.4f}" for name, loss in row["losses"].items())
+            print(f"{arm:28} {row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})   last loss: {told}", flush=True)
     if options.json:
         print(json.dumps({"rows": rows, "aim": AIM}))
-        return
-    print(f"step time by FlagPerf's engine ÷ by the bare package, {options.rounds} rounds; at most {AIM} is the aim\n")
-    for row in rows:
-        told = " ".join(f"{name} {loss:.4f}" for name, loss in row["losses"].items())
-        print(f"{row['arm']:28} {row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})   last loss: {told}")
 
 
 if __name__ == "__main__":
