@@ -166,7 +166,7 @@ BROKEN: dict[str, Break] = {
     "readme.is_there": gone("README.md"),
     "readme.chinese_is_chinese": lambda f: (f / "README.zh.md").write_text((f / "README.md").read_text()) and None,
     "readme.begins_with_a_title": edit(("README.md", "# Mychip\n", "Mychip\n")),
-    "readme.covers_devices_and_memory": edit(("README.md", "**Memory**: what", "**RAM**: what")),
+    "readme.covers_devices_and_what_is_read": edit(("README.md", "**Memory**: what", "**RAM**: what")),
     "readme.names_what_is_needed": edit((TOML, '"mychipccl"', '"otherccl"')),
     "readme.names_the_variables": add(TOML, '[environment.MYCHIP_X]\nvalue = "1"\nwhy = "it hangs without it"\n'),
     "readme.tells_the_limits": edit((TOML, "[limits]", '[limits]\nfp64 = "no such units"')),
