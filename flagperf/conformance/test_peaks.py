@@ -19,7 +19,8 @@ _SIZES = ("memory_gb", "memory_bandwidth_gbs", "interconnect_gbs", "tdp_w")
 
 @check(
     "Without a rated peak a result has no MFU against what was bought.",
-    "Add a row a chip to chips.toml, in the adapter's folder or beside it; leave out what no source says. Where none says anything, the README says `no rated peak`.",
+    "Add a row a chip to chips.toml, in the adapter's folder or beside it; leave out what no source says. "
+    "Where none says anything, have the README say `no rated peak`.",
     part="peaks",
 )
 def test_chips_are_in_the_table(kit: Kit) -> Problems:
