@@ -19,6 +19,7 @@ from flagperf.journal import Reader
 
 pytestmark = pytest.mark.slow
 
+
 def losses(run: Path, trial: str) -> list[float]:
     """Return the loss of the global batch at each step: the mean over ranks of equal shares."""
     ranks = [
