@@ -27,6 +27,8 @@ GROUPS = {
     "real_wheels": "corpus",
 }
 """Fixtures that take long to make: tests that use those of one group run in one worker, which makes them once."""
+APART = {"arms"}
+"""Such fixtures of which each parameter is a group of its own."""
 
 # Before anything imports torch: threads of two workers would else spin, waiting for one another, on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -43,7 +45,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
-        for group in {GROUPS[name] for name in getattr(item, "fixturenames", ()) if name in GROUPS}:
+        used = getattr(item, "fixturenames", ())
+        groups = {GROUPS[name] for name in used if name in GROUPS}
+        groups |= {f"{name} {item.callspec.params[name]}" for name in APART.intersection(used)}  # type: ignore[attr-defined]
+        for group in groups:
             item.add_marker(pytest.mark.xdist_group(group))
 
 

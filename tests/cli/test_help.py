@@ -8,6 +8,7 @@ from helpers import flagperf
 COMMANDS = [
     *(["doctor"], ["devices"], ["list"], ["show"], ["run"], ["results"], ["compare"], ["report"]),
     *(["data", "prepare"], ["data", "verify"], ["data", "list"], ["vendor", "parse"]),
+    *(["vendor", "new"], ["vendor", "check"], ["vendor", "explain"]),
     *(["submit", "system"], ["submit", "pack"], ["submit", "check"], ["submit", "keygen"]),
 ]
 

@@ -45,6 +45,7 @@ def valid(name: str, text: str) -> Any:
         ("show", ["show", "aquila/pretrain"]),
         ("run-dry", ["run", "aquila/pretrain", "--engine", "ddp,fsdp", "--ranks", "2", "--dry-run"]),
         ("data-list", ["data", "list"]),
+        ("vendor-explain", ["vendor", "explain", "nvidia"]),
         ("vendor-parse", ["vendor", "parse", "nvidia", str(ROOT / "README.md")]),
         ("data-prepare", ["data", "prepare", "synthetic", "--tokens", "65536", "--vocab-size", "512"]),
         ("data-verify", ["data", "verify", "synthetic", "--tokens", "65536", "--vocab-size", "512"]),
