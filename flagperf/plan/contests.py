@@ -25,8 +25,9 @@ from flagperf.schema.result import Result
 from flagperf.schema.trial import Run, Trial
 from flagperf.vendor import Vendor
 
-_WARMUP, _STEPS = 2, 6
-"""Of a trial that is only to show whether a layout fits and roughly how fast it is; fewer steps give no interval."""
+_WARMUP, _STEPS = 2, 9
+"""Of a trial that is only to show whether a layout fits and roughly how fast it is. Nine steps are the fewest whose
+interval leaves out the slowest and the fastest, so that one disturbed step decides nothing."""
 Completed = Callable[[Arm], Trial]
 _LARGEST = 4
 """The search begins with micro-batches of at most this many times the preset's."""

@@ -56,13 +56,14 @@ def run(folder: Path, *options: str) -> dict[str, Any]:
 
 
 def test_ddp_and_fsdp_have_the_same_losses_over_the_first_30_steps(tmp_path: Path) -> None:
-    run(tmp_path / "run", *TINY, "--engine", "ddp,fsdp", "--ranks", "2", "--steps", "28")
+    quick = ("--set", "optimizer.clip=0.2", "--set", "optimizer.learning_rate=5e-3")
+    run(tmp_path / "run", *TINY, *quick, "--engine", "ddp,fsdp", "--ranks", "2", "--steps", "28")
     ddp, fsdp = losses(tmp_path / "run", "000-ddp"), losses(tmp_path / "run", "001-fsdp")
     assert len(ddp) == 30
     assert max(abs(a - b) for a, b in zip(ddp, fsdp, strict=True)) < 1e-3
     norms = [gradient_norms(tmp_path / "run", trial) for trial in ("000-ddp", "001-fsdp")]
     assert max(abs(a - b) / a for a, b in zip(*norms, strict=True)) < 1e-3  # one global norm, shards or not
-    assert max(norms[0]) > 1  # so that gradients were clipped, by the same factor
+    assert max(norms[0]) > 0.2  # so that gradients were clipped, by the same factor
     assert ddp[-1] < ddp[0] - 0.1  # it learns: two models that stand still would agree as well
     assert fingerprint(tmp_path / "run", "000-ddp") == fingerprint(tmp_path / "run", "001-fsdp") != 0
 

@@ -110,7 +110,7 @@ def make_contest(
     every = usual() if arms is None else list(arms)
     known = {(each.name, str(each.layout)): each for each in every}
     protocol = Protocol(warmup=4, steps=20, trials=trials, seed=1234, validation=32, global_batch=8)
-    short = msgspec.structs.replace(protocol, warmup=2, steps=4, trials=1)
+    short = msgspec.structs.replace(protocol, warmup=2, steps=9, trials=1)
     contest = Contest(
         name="aquila/bmtrain-vs-megatron" if title else "",
         title=title,
