@@ -24,7 +24,7 @@ TINY = [
 """Options that make a training trial as short as it can be while being real."""
 
 
-def flagperf(*arguments: str, timeout: float = 300, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def flagperf(*arguments: str, timeout: float = 600, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end, as a user would."""
     return subprocess.run(
         [sys.executable, "-m", "flagperf", *arguments],

@@ -113,7 +113,7 @@ def test_two_nodes_meet_on_one_machine(tmp_path: Path, shared: bool) -> None:
     )
     folders = [tmp_path / f"node{0 if shared else index}" for index in range(2)]
     nodes = [started(*options, "--node-rank", str(index), "--out", str(folders[index])) for index in range(2)]
-    ends = [node.communicate(timeout=200) for node in nodes]
+    ends = [node.communicate(timeout=400) for node in nodes]
     if shared:
         assert "Traceback" not in ends[0][1] + ends[1][1]
         shown = flagperf("results", str(folders[0]), "--json")

@@ -52,7 +52,7 @@ def simchip(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def looks(simchip: dict[str, str]) -> dict[str, dict[str, Any]]:
     """What `simchip_device.py` saw."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "simchip_device.py")], capture_output=True, text=True, env=simchip, timeout=300
+        [sys.executable, str(HERE / "simchip_device.py")], capture_output=True, text=True, env=simchip, timeout=600
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -71,7 +71,7 @@ def ranks(simchip: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         for rank in range(2)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=300) for process in started]
+        said = [process.communicate(timeout=600) for process in started]
     finally:
         for process in started:
             process.kill()
