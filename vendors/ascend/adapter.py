@@ -109,7 +109,7 @@ def _words(header: str, cell: str) -> dict[str, str]:
 def _memory(words: dict[str, str], cell: str) -> tuple[float | None, float | None]:
     """Return HBM used and total; without HBM what the memory column says. Some headers lack HBM though rows have it."""
     pairs = [found for text in words.values() if (found := pair(text, bare=True))]
-    for match in re.finditer(r"\d+\s*/\s*\d+", cell[:400]):
+    for match in re.finditer(r"(?<![\d.])\d+\s*/\s*\d+(?![\d.])", cell[:400]):
         found = pair(match[0], bare=True)
         if found and found not in pairs:
             pairs.append(found)
