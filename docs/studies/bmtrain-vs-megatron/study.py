@@ -58,7 +58,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("Network namespaces need root.", file=sys.stderr)
         return 2
-    bandwidths = [mbit or None for mbit in options.mbit or ()] or BANDWIDTHS[: 3 if options.quick else None]
+    bandwidths = [mbit or None for mbit in options.mbit or ()] or BANDWIDTHS
     measured: dict[str, list[dict[str, Any]]] = {"overlap": [], "layouts": []}
     if options.mbit and options.output.exists():  # the others stay as they were measured
         for question, rows in json.loads(options.output.read_text("utf-8")).items():
@@ -165,7 +165,7 @@ KEPT = {
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three bandwidths, one trial of each")
+    parser.add_argument("--quick", action="store_true", help="one trial of each")
     parser.add_argument("--mbit", type=int, action="append", help="this bandwidth alone, 0 for no limit; repeat it")
     parser.add_argument("--question", nargs="+", choices=["overlap", "layouts"], default=["overlap", "layouts"])
     parser.add_argument("--steps", type=int, default=6, help="measured steps a trial")
