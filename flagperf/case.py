@@ -33,8 +33,12 @@ class Case(ABC):
         """Return the settings, complete and in plain JSON; raise UsageError for a bad or unknown one."""
 
     @abstractmethod
-    def estimate(self, ledger: Ledger = WHOLE) -> Estimate:
-        """Predict the trial's size and work by formula; `ledger` is the engine's."""
+    def estimate(self, ledger: Ledger = WHOLE) -> Estimate | None:
+        """Predict the trial's size and work by formula; `ledger` is the engine's. None where it has no one size."""
+
+    def size(self) -> int:
+        """Return how many points a sweep measures; 0 for what is no sweep."""
+        return 0
 
     def check_layout(self) -> None:
         """Raise UsageError, with the nearest layout that can, where the trial's can't hold the model."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flagperf.journal import Journal
@@ -22,3 +24,30 @@ class RankContext:
     runtime: Runtime
     journal: Journal
     registries: Registries
+
+    def connect(self) -> None:
+        """Bring up torch.distributed on the vendor's backend."""
+        import torch.distributed as dist
+
+        device = self.runtime.device
+        dist.init_process_group(self.runtime.backend, device_id=None if device.type == "cpu" else device)
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here; nothing where there is only one, or no process group."""
+        import torch.distributed as dist
+
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.barrier()
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Have torch.distributed up while the body runs, where there is more than one rank."""
+        import torch.distributed as dist
+
+        if self.world_size > 1:
+            self.connect()
+        try:
+            yield
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()

@@ -129,10 +129,7 @@ class TrainingEngine(ABC):
 
     def start(self) -> None:
         """Bring up what the engine needs first: by default torch.distributed on the vendor's backend."""
-        import torch.distributed as dist
-
-        runtime = self.context.runtime
-        dist.init_process_group(runtime.backend, device_id=None if runtime.device.type == "cpu" else runtime.device)
+        self.context.connect()
 
     @abstractmethod
     def build(self, task: TrainingTask) -> None:

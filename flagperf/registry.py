@@ -26,7 +26,14 @@ from flagperf.errors import PluginError, Unavailable, UnknownName, UsageError
 from flagperf.schema.chip import Chip
 from flagperf.schema.ledger import Ledger
 from flagperf.schema.machine import Availability
-from flagperf.schema.manifest import CaseManifest, EngineManifest, LauncherManifest, Manifest, VendorManifest
+from flagperf.schema.manifest import (
+    CaseManifest,
+    EngineManifest,
+    LauncherManifest,
+    Manifest,
+    Requirement,
+    VendorManifest,
+)
 
 M = TypeVar("M", bound=Manifest)
 
@@ -80,15 +87,19 @@ class Registry(Generic[M]):
 
         Raises Unavailable if a distribution it needs is missing, PluginError if its code can't be imported.
         """
-        manifest, found = self.require(name), self._scan()[name][1]
-        module_name, _, attribute = manifest.entry.partition(":")
+        return self.load_entry(name, self.require(name).entry)
+
+    def load_entry(self, name: str, entry: str) -> Any:
+        """Import another `module:name` that a plug-in's manifest speaks of; raise PluginError if it can't be."""
+        found = self._scan()[name][1]
+        module_name, _, attribute = entry.partition(":")
         try:
             module = importlib.import_module(module_name, found.package)
             return getattr(module, attribute)
         except Exception as error:  # a plug-in may raise anything while it's imported
             raise PluginError(
                 f"The {self.kind} {name!r} can't be loaded: {type(error).__name__}: {error}",
-                f"Its manifest is {found.path}; mend what its entry {manifest.entry} imports.",
+                f"Its manifest is {found.path}; mend what its entry {entry} imports.",
             ) from error
 
     def place(self, name: str) -> Path:
@@ -210,19 +221,22 @@ def _manifests(base: Path, pattern: str) -> list[Path]:
 
 def availability(manifest: Manifest) -> Availability:
     """Say whether the distributions a plug-in needs are installed, without importing them."""
+    return installed(manifest.name, manifest.requires)
+
+
+def installed(name: str, requires: Sequence[Requirement]) -> Availability:
+    """Say whether distributions are installed that something called `name` needs."""
     version = ""
-    for need in manifest.requires:
+    for need in requires:
         try:
             version = importlib.metadata.version(need.distribution)
         except importlib.metadata.PackageNotFoundError:
             reason = f"{need.distribution} isn't installed"
-            return Availability(name=manifest.name, available=False, reason=reason, remedy=need.install)
+            return Availability(name=name, available=False, reason=reason, remedy=need.install)
         if not SpecifierSet(need.versions, prereleases=True).contains(version):
             reason = f"{need.distribution} is {version}; {need.versions} is needed"
-            return Availability(
-                name=manifest.name, available=False, reason=reason, remedy=need.install, version=version
-            )
-    return Availability(name=manifest.name, available=True, version=version)
+            return Availability(name=name, available=False, reason=reason, remedy=need.install, version=version)
+    return Availability(name=name, available=True, version=version)
 
 
 class Registries:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from flagperf.collect.sweeps import shown
 from flagperf.collect.trials import read_trial
 from flagperf.errors import FlagPerfError, UsageError
 from flagperf.journal import Journal
@@ -31,6 +32,7 @@ from flagperf.plan.contests import further
 from flagperf.registry import Registries
 from flagperf.schema.event import PREFIX, Key, Step
 from flagperf.schema.result import Result
+from flagperf.schema.sweep import Samples
 from flagperf.schema.trial import Nodes, Outcome, Run, Trial
 
 _LEAST_FREE = 2 * 2**20
@@ -48,6 +50,9 @@ class Watcher(Protocol):
 
     def step(self, done: int, planned: int, loss: float | None, tokens_per_second: float) -> None:
         """A trial has come this far."""
+
+    def points(self, done: int, planned: int, where: str) -> None:
+        """A sweep has measured so many of its points, each with every provider."""
 
     def trial_ended(self, trial: Trial, result: Result) -> None:
         """A trial has ended, well or not."""
@@ -75,7 +80,8 @@ def execute(
                     facts |= _prepare([trial for trial in pending if trial.case not in facts], registries, watcher)
                     for trial in pending:
                         watcher.trial_started(run.trials.index(trial) + 1, len(run.trials), trial)
-                        trial = _with_peak(trial, nodes, watcher)
+                        if not trial.swept:
+                            trial = _with_peak(trial, nodes, watcher)
                         begun = {"id": trial.id, "prepared": facts[trial.case], "code": _code(trial, registries)}
                         journal.write(Key.TRIAL_START, begun)
                         outcome = _launch(trial, folder, launcher, journal, watcher, registries)
@@ -142,7 +148,7 @@ def _code(trial: Trial, registries: Registries) -> dict[str, str]:
     """Return digests of the plug-ins that a trial runs with: whoever reads it later can tell if theirs are the same."""
     return {
         "case": registries.cases.digest(trial.case),
-        "engine": registries.engines.digest(trial.engine),
+        **({} if trial.swept else {"engine": registries.engines.digest(trial.engine)}),
         "vendor": registries.vendors.digest(trial.vendor),
     }
 
@@ -225,14 +231,22 @@ class _StepLine(msgspec.Struct):
     value: Step
 
 
+class _SweepLine(msgspec.Struct):
+    value: dict[str, Any]
+
+
+class _SamplesLine(msgspec.Struct):
+    value: Samples
+
+
 class _Progress:
     """Reads what rank 0 has added to its journal, about once a second, to say how far the trial is."""
 
     def __init__(self, path: Path, trial: Trial, watcher: Watcher) -> None:
-        self.path, self.watcher = path, watcher
+        self.path, self.trial, self.watcher = path, trial, watcher
         self.tokens = 0
         self.planned = trial.protocol.warmup + trial.protocol.steps
-        self.offset = self.done = 0
+        self.offset = self.done = self.points = 0
 
     def look(self) -> None:
         """Tell the watcher of new steps."""
@@ -243,10 +257,19 @@ class _Progress:
             chunk = file.read()
         whole = chunk[: chunk.rfind(b"\n") + 1]
         self.offset += len(whole)
-        steps = [line for line in whole.splitlines() if b'"key":"step"' in line]
+        lines = whole.splitlines()
+        with suppress(msgspec.DecodeError):  # a torn line: the collector will say so, this only shows progress
+            for line in (line for line in lines if b'"key":"sweep"' in line):
+                self.points = msgspec.json.decode(line[len(PREFIX) :], type=_SweepLine).value["points"]
+            if samples := [line for line in lines if b'"key":"samples"' in line]:
+                self.done += len(samples)
+                last_at = msgspec.json.decode(samples[-1][len(PREFIX) :], type=_SamplesLine).value
+                planned = self.points * len(self.trial.providers)
+                self.watcher.points(self.done, planned, f"{last_at.provider} {shown(last_at.at)}")
+        steps = [line for line in lines if b'"key":"step"' in line]
         if steps:
             self.done += len(steps)
-            with suppress(msgspec.DecodeError):  # a torn line: the collector will say so, this only shows progress
+            with suppress(msgspec.DecodeError):
                 last = msgspec.json.decode(steps[-1][len(PREFIX) :], type=_StepLine).value
                 self.watcher.step(self.done, self.planned, last.loss, last.tokens / max(last.seconds, 1e-9))
 

@@ -50,13 +50,13 @@ def train(context: RankContext, task: TrainingTask, engine: TrainingEngine) -> N
         journal.write(Key.RUN_START)
 
         digest = 0
-        _barrier()
+        context.barrier()
         previous = time.perf_counter_ns()
         for step in range(protocol.warmup + protocol.steps):
             if step == protocol.warmup:
                 allocation.stop()
                 runtime.reset_peak_memory()
-                _barrier()
+                context.barrier()
                 previous = time.perf_counter_ns()
             asked = time.perf_counter_ns()
             hosted = [task.batch(step, first + start, micro) for start in range(0, share, micro)]
@@ -151,20 +151,13 @@ def _profile(context: RankContext, task: TrainingTask, engine: TrainingEngine) -
 
 def _pulse(context: RankContext, when: str) -> None:
     """Time a short GEMM on all ranks at once: how fast the machine is just now."""
-    _barrier()
+    context.barrier()
     speed = pulse(context.runtime.device, context.trial.dtype)
     context.journal.write(Key.PULSE, {"flops_per_second": speed, "when": when})
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(batch.tokens.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True))
-
-
-def _barrier() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
 
 
 def _process_age() -> float:

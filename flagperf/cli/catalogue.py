@@ -104,7 +104,6 @@ def show(
 
     Example: flagperf show aquila/pretrain
     """
-    from rich.table import Table
 
     registries = common.registries()
     manifest = registries.cases.get(case)
@@ -128,6 +127,18 @@ def show(
     out.print("\n[bold]Presets[/]")
     for name, preset in presets.items():
         out.print(f"  {name}: {preset['summary']}", soft_wrap=True)
+    if manifest.kind == "training":
+        _print_sizes(presets)
+    else:
+        _print_sweep(manifest, presets)
+    out.print(f"\n[bold]Metrics[/]\n  {', '.join(manifest.metrics)}", soft_wrap=True)
+
+
+def _print_sizes(presets: dict[str, Any]) -> None:
+    """Print what each preset costs by formula."""
+    from rich.table import Table
+
+    out = common.out()
     table = Table(box=None, pad_edge=False)
     table.add_column("preset")
     for column in ("parameters", "GFLOP/token", "tokens/step", "dtype", "GiB a rank"):
@@ -141,23 +152,46 @@ def show(
     out.print()
     out.print(table)
     out.print("Memory by formula, one rank that shards nothing; FLOPs a token of training, recomputation not counted.")
-    out.print(f"\n[bold]Metrics[/]\n  {', '.join(manifest.metrics)}", soft_wrap=True)
+
+
+def _print_sweep(manifest: CaseManifest, presets: dict[str, Any]) -> None:
+    """Print how many points each preset has, and who can be measured."""
+    from rich.table import Table
+
+    from flagperf.registry import installed
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("provider", "what it is", "available"):
+        table.add_column(column, overflow="fold")
+    for name, provider in manifest.providers.items():
+        state = installed(name, provider.requires)
+        only = f"on {', '.join(provider.device_types)}" if provider.device_types else "yes"
+        table.add_row(name, provider.title, only if state.available else f"no: {state.reason}; {state.remedy}")
+    out = common.out()
+    out.print("\n[bold]Points[/]")
+    for name, preset in presets.items():
+        out.print(f"  {name}: {preset['points']}")
+    out.print()
+    out.print(table)
 
 
 def _preset(registries: Registries, manifest: CaseManifest, name: str) -> dict[str, Any]:
     """Return a preset with its settings complete and its estimate for one rank."""
     import msgspec
 
+    from flagperf.case import Case
     from flagperf.plan import Options, alone
 
     trial = alone(manifest.name, Options(cases=[manifest.name], preset=name, engines=[]), registries)
-    estimate = registries.cases.load(manifest.name)(trial).estimate()
+    case: Case = registries.cases.load(manifest.name)(trial)
+    estimate = case.estimate()
     return {
         "summary": manifest.presets[name].summary,
         "dtype": trial.dtype,
         "protocol": msgspec.to_builtins(trial.protocol),
         "settings": trial.settings,
-        "estimate": {**msgspec.to_builtins(estimate), "total": estimate.total},
+        "estimate": {**msgspec.to_builtins(estimate), "total": estimate.total} if estimate else None,
+        "points": case.size(),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from flagperf.case import Case
 from flagperf.cli import common
 from flagperf.registry import Registries
 from flagperf.schema.trial import Nodes, Run, Trial
@@ -32,7 +33,8 @@ def show(run: Run, registries: Registries, nodes: Nodes, *, json: bool) -> None:
         seconds = row["estimated_seconds"]
         table.add_row(
             *(row["id"], row["layout"], str(row["ranks"]), str(row["threads"]), row["dtype"], str(row["seed"])),
-            *(str(row["steps"]), f"{row['estimated_bytes_per_rank'] / 2**20:,.0f}"),
+            f"{row['points']} points" if row["points"] else str(row["steps"]),
+            "?" if row["estimated_flops"] is None else f"{row['estimated_bytes_per_rank'] / 2**20:,.0f}",
             "?" if seconds is None else f"{seconds:,.0f}",
         )
     out = common.out()
@@ -57,22 +59,26 @@ def show(run: Run, registries: Registries, nodes: Nodes, *, json: bool) -> None:
 def _row(trial: Trial, run: Run, registries: Registries, nodes: Nodes) -> dict[str, Any]:
     from flagperf.measure.peak import known_peak
 
-    estimate = registries.cases.load(trial.case)(trial).estimate(registries.ledger(trial.engine))
+    case: Case = registries.cases.load(trial.case)(trial)
+    estimate = None if trial.swept else case.estimate(registries.ledger(trial.engine))
     steps = trial.protocol.warmup + trial.protocol.steps
-    flops = estimate.flops_per_token * estimate.tokens_per_step * steps
-    peak = known_peak(
-        trial.vendor, trial.dtype, trial.threads, trial.ranks // nodes.count, [Path(p) for p in trial.plugins]
-    )
+    flops = seconds = None
+    if estimate is not None:
+        folders = [Path(folder) for folder in trial.plugins]
+        peak = known_peak(trial.vendor, trial.dtype, trial.threads, trial.ranks // nodes.count, folders)
+        flops = estimate.flops_per_token * estimate.tokens_per_step * steps
+        seconds = None if peak is None else _STARTUP + flops / (peak * trial.ranks * _MFU)
     named = ("id", "case", "preset", "vendor", "engine", "ranks", "threads", "dtype", "seed", "trial")
     return {
         **{key: getattr(trial, key) for key in named},
         "layout": str(trial.layout),
         "steps": steps,
-        "parameters": estimate.parameters,
-        "estimated_bytes_per_rank": estimate.total,
-        "estimated_host_bytes_per_rank": estimate.offloaded,
+        "points": case.size(),
+        "parameters": estimate.parameters if estimate else None,
+        "estimated_bytes_per_rank": estimate.total if estimate else None,
+        "estimated_host_bytes_per_rank": estimate.offloaded if estimate else None,
         "estimated_flops": flops,
-        "estimated_seconds": None if peak is None else _STARTUP + flops / (peak * trial.ranks * _MFU),
+        "estimated_seconds": seconds,
         "command": registries.launchers.load(run.launcher)(nodes).command(trial, Path("RUN") / "trials" / trial.id),
         "environment": registries.vendors.get(trial.vendor).variables(trial.case)
         | {"OMP_NUM_THREADS": str(trial.threads)},

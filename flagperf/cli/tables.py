@@ -32,8 +32,10 @@ def print_results(results: Sequence[Result]) -> None:
     if not results:
         return
     arms: dict[tuple[str, str, str], list[Result]] = {}
-    for result in (result for result in results if result.purpose == "measure"):
+    for result in (result for result in results if result.purpose == "measure" and not result.points):
         arms.setdefault((result.case, result.engine, result.layout), []).append(result)
+    if not arms:
+        return
     table = Table(title="Median over valid trials", title_justify="left")
     table.add_column("")
     for case, engine, layout in arms:
@@ -59,6 +61,7 @@ def print_results(results: Sequence[Result]) -> None:
 
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:
     """Print a table for each pair of arms: a metric's ratio with its interval, and the verdict."""
+    comparisons = [row for row in comparisons if row.at is None]  # those of points stand in their own tables
     pairs: dict[tuple[str | None, str, str, str], list[Comparison]] = {}
     for row in comparisons:
         pairs.setdefault((row.question, row.case, row.candidate, row.baseline), []).append(row)

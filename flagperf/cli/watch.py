@@ -60,6 +60,10 @@ class Terminal:
             f"step {done}/{planned}  loss {shown}  {tokens_per_second:,.0f} tokens/s",
         )
 
+    def points(self, done: int, planned: int, where: str) -> None:
+        """Show how many of a sweep's points are done."""
+        self._show(escape(self.title), done / max(planned, 1), f"{done}/{planned}  {where}")
+
     def trial_ended(self, trial: Trial, result: Result) -> None:
         """Leave a line behind."""
         self._hide()

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from flagperf.collect.compare import Curves, compare, compare_arms
+from flagperf.collect.sweeps import compare_points
 from flagperf.metrics import metric
 from flagperf.schema.contest import Arm, Contest, Ladder, Question
 from flagperf.schema.result import ClaimShown, Comparison, ContestOutput, Reason, Result, Tried
@@ -138,8 +139,10 @@ def compared(run: Run, results: Sequence[Result], curves: Curves | None = None) 
     """Return a run's comparisons: the answers to its contest, else each arm against the baseline."""
     if run.contest is not None:
         return answers(run, results, run.contest, curves)
-    several = len({(result.engine, result.layout) for result in results}) > 1
-    return compare(results, run.baseline, curves=curves) if several else []
+    swept = compare_points(results)
+    several = len({(result.engine, result.layout) for result in results if not result.points}) > 1
+    training = [result for result in results if not result.points]
+    return [*(compare(training, run.baseline, curves=curves) if several else []), *swept]
 
 
 def claims(contest: Contest, comparisons: Sequence[Comparison]) -> list[ClaimShown]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from flagperf.collect.devices import device_energies
 from flagperf.collect.journals import Floats, RankJournal, Steps, Telemetry, number
+from flagperf.collect.reduce import QUANTILES, REDUCTIONS, measured
 from flagperf.metrics import metric
 from flagperf.schema.event import Key
 from flagperf.schema.metric import MetricValue
@@ -18,15 +19,6 @@ from flagperf.schema.trial import Trial
 from flagperf.statistics import quantile_interval
 
 _MIB = 2**20
-_QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
-_REDUCTIONS: dict[str, Callable[[Floats], float]] = {
-    "median": np.median,
-    "mean": np.mean,
-    "sum": np.sum,
-    "max": np.max,
-    "min": np.min,
-    "last": lambda series: series[-1],
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,27 +123,22 @@ def training_metrics(
 def _put(
     values: dict[str, MetricValue], name: str, value: float, n: int = 1, interval: tuple[float, float] | None = None
 ) -> None:
-    if not math.isfinite(value):
-        return
-    declared = metric(name)
-    low, high = sorted(interval) if interval and all(map(math.isfinite, interval)) else (None, None)
-    values[name] = MetricValue(
-        value=float(value), unit=declared.unit, direction=declared.direction, n=n, low=low, high=high
-    )
+    if math.isfinite(value):
+        values[name] = measured(name, value, n, interval)
 
 
 def _over_steps(name: str, series: Floats) -> tuple[float, int, tuple[float, float] | None]:
     """Return what a metric's declaration makes of its samples, their number, and the interval where there is one."""
     how = metric(name).over_steps
-    if how in _QUANTILES:
-        q = _QUANTILES[how]
+    if how in QUANTILES:
+        q = QUANTILES[how]
         return float(np.quantile(series, q)), len(series), quantile_interval(series, q)
-    return float(_REDUCTIONS[how](series)), len(series), None
+    return float(REDUCTIONS[how](series)), len(series), None
 
 
 def _over_ranks(name: str, amounts: Sequence[float]) -> float:
     """Return what a metric's declaration makes of the ranks' figures."""
-    return float(_REDUCTIONS[metric(name).over_ranks](np.asarray(amounts)))
+    return float(REDUCTIONS[metric(name).over_ranks](np.asarray(amounts)))
 
 
 def _speed(values: dict[str, MetricValue], trial: Trial, ranks: Sequence[RankJournal], steps: Window) -> None:

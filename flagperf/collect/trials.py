@@ -21,6 +21,7 @@ from flagperf.collect.journals import (
     read_rank,
     read_telemetry,
 )
+from flagperf.collect.sweeps import sweep_metrics, sweep_points
 from flagperf.collect.training import Window, peak_flops, training_metrics, window
 from flagperf.schema.event import Key
 from flagperf.schema.result import Result
@@ -49,8 +50,9 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
     ranks = [read_rank(folder / f"rank{rank}.journal", rank) for rank in range(trial.ranks)]
     telemetry = read_telemetry(folder / "telemetry.journal")
     steps = window(ranks)
-    metrics = training_metrics(trial, ranks, steps, telemetry)
-    reasons = verdict.reasons(trial, harness, ranks, steps, metrics)
+    points = sweep_points(trial, ranks) if trial.swept else []
+    metrics = sweep_metrics(trial, points) if trial.swept else training_metrics(trial, ranks, steps, telemetry)
+    reasons = verdict.reasons(trial, harness, ranks, steps, metrics, points)
     attempts = 1 + sum(1 for _ in folder.parent.glob(f"{trial.id}.attempt*"))
     result = Result(
         case=trial.case,
@@ -68,7 +70,8 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
         metrics={name: metrics[name] for name in trial.metrics or metrics if name in metrics},
         run=run.id,
         id=trial.id,
-        notes=verdict.notes(trial, harness, ranks, steps, telemetry),
+        points=points,
+        notes=verdict.notes(trial, harness, ranks, steps, telemetry, points),
         facts={
             **_facts(trial, ranks),
             "device_energy": _device_energy(ranks, steps, telemetry),

@@ -14,11 +14,13 @@ import numpy as np
 
 from flagperf.collect.devices import device_notes, energy_notes
 from flagperf.collect.journals import HarnessJournal, RankJournal, Telemetry, number
+from flagperf.collect.sweeps import sweep_notes, sweep_reasons
 from flagperf.collect.training import Window, machine_speeds
 from flagperf.schema import SCHEMA_VERSION
 from flagperf.schema.event import Key
 from flagperf.schema.metric import MetricValue
 from flagperf.schema.result import SIMULATED, Reason
+from flagperf.schema.sweep import Point
 from flagperf.schema.trial import Outcome, Trial
 from flagperf.statistics import outliers
 
@@ -90,6 +92,7 @@ _SIGNALS = {
 }
 _CONSEQUENCES = [
     *("rank_failed", "peer_lost", "terminated", "failed", "no_journal", "unfinished", "steps_missing", "steps_differ"),
+    *("points_missing", "nothing_measured"),
 ]
 """Reasons that mostly follow from another one, which is then told first; in the order they are told."""
 
@@ -100,6 +103,7 @@ def reasons(
     ranks: Sequence[RankJournal],
     steps: Window | None,
     metrics: dict[str, MetricValue],
+    points: Sequence[Point] = (),
 ) -> list[Reason]:
     """Return why a trial's result is invalid, causes before consequences; nothing if it is valid."""
     outcome = harness.outcomes.get(trial.id)
@@ -109,7 +113,7 @@ def reasons(
     found = [*_outcome(trial, outcome, harness), *_errors(ranks)]
     for rank in ranks:
         found += _journal(trial, rank)
-    found += _steps(trial, ranks, steps)
+    found += sweep_reasons(trial, points, ranks) if trial.swept else _steps(trial, ranks, steps)
     for name in ("mfu", "mfu_rated"):
         if name in metrics and metrics[name].value > 1:
             found.append(
@@ -294,10 +298,15 @@ def _steps(trial: Trial, ranks: Sequence[RankJournal], steps: Window | None) -> 
 
 
 def notes(
-    trial: Trial, harness: HarnessJournal, ranks: Sequence[RankJournal], steps: Window | None, telemetry: Telemetry
+    trial: Trial,
+    harness: HarnessJournal,
+    ranks: Sequence[RankJournal],
+    steps: Window | None,
+    telemetry: Telemetry,
+    points: Sequence[Point] = (),
 ) -> list[Reason]:
     """Return what doesn't make a result invalid but must be seen."""
-    found: list[Reason] = []
+    found: list[Reason] = [*sweep_notes(points)]
     if simulated := next((said for rank in ranks if (said := _simulated(rank))), ""):
         found.append(
             Reason(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from flagperf.errors import UnknownName
 from flagperf.plan.arms import parse_arms
 from flagperf.plan.contests import contest_trials, named_contest
 from flagperf.plan.options import Options
+from flagperf.plan.sweeps import sweep_trial
 from flagperf.plan.trials import alone, interleaved, rank_count, sized, template
 from flagperf.plan.vendors import choose_vendor
 from flagperf.registry import Registries
@@ -30,13 +32,18 @@ def plan(options: Options, registries: Registries, *, commit: str | None = None)
         contest, trials = contest_trials(options, vendor, registries)
         baseline = str(contest.baseline)
     else:
-        arms = parse_arms(options.engines or ["single"], options.layout)
-        for name in options.cases:
-            size = sized(name, options, registries, vendor=vendor)
-            ranks = rank_count(arms, vendor, options, registries)
-            templates = [template(arm, size, vendor, ranks, options, registries) for arm in arms]
+        names = [name for asked in options.cases for name in _matching(asked, registries)]
+        training = [name for name in names if registries.cases.get(name).kind == "training"]
+        arms = parse_arms(options.engines or ["single"], options.layout) if training else []
+        for name in names:
+            if name in training:
+                size = sized(name, options, registries, vendor=vendor)
+                ranks = rank_count(arms, vendor, options, registries)
+                templates = [template(arm, size, vendor, ranks, options, registries) for arm in arms]
+            else:
+                templates = [sweep_trial(name, options, vendor, registries)]
             trials += interleaved(templates, first=len(trials))
-        baseline = _baseline(options, arms, trials)
+        baseline = _baseline(options, arms, trials) if training else trials[0].providers[0]
     now = datetime.now(UTC)
     return Run(
         id=f"{now:%Y%m%d-%H%M%S}-{options.cases[0].replace('/', '-')}-{options.preset}",
@@ -49,6 +56,16 @@ def plan(options: Options, registries: Registries, *, commit: str | None = None)
         baseline=baseline,
         contest=contest,
     )
+
+
+def _matching(asked: str, registries: Registries) -> list[str]:
+    """Return the cases of this name, or of this pattern: `operators/*`."""
+    if not set("*?[") & set(asked):
+        return [asked]
+    found = fnmatch.filter(registries.cases.names(), asked)
+    if not found:
+        raise UnknownName("case", asked, registries.cases.names())
+    return found
 
 
 def _baseline(options: Options, arms: Sequence[Arm], trials: Sequence[Trial]) -> str:

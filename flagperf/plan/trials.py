@@ -55,8 +55,16 @@ def sized(
     asked = {key: value for key, value in options.settings.items() if key != "protocol"}
     settings = case.check(merged(merged(manifest.settings, preset.settings), asked))
     dtype = options.dtype or preset.dtype
-    if dtype not in manifest.dtypes:
-        raise UnknownName(f"dtype of {name}", dtype, manifest.dtypes)
+    if "sweep" in settings:  # its data types are an axis
+        if options.dtype and "dtype" in settings["sweep"]:
+            settings = merged(settings, {"sweep": {"dtype": options.dtype.split(",")}})
+        swept = settings["sweep"].get("dtype", [])
+    else:
+        swept = [dtype]
+    for each in swept:
+        if each not in manifest.dtypes:
+            raise UnknownName(f"dtype of {name}", str(each), manifest.dtypes)
+    dtype = "+".join(map(str, swept))
     for each in manifest.metrics:
         metric(each)
     return Size(manifest, preset, settings, rules, dtype)
@@ -92,7 +100,8 @@ def _protocol(manifest: CaseManifest, preset: Preset, contest: dict[str, Any], o
     return protocol
 
 
-def _check_ranks(ranks: int, vendor: Vendor, options: Options) -> None:
+def check_ranks(ranks: int, vendor: Vendor, options: Options) -> None:
+    """Raise UsageError for a number of ranks that this machine or these nodes can't have."""
     nodes = options.nodes
     if ranks < 1 or ranks % nodes.count:
         raise UsageError(f"{ranks} ranks can't be spread evenly over {nodes.count} nodes.")
@@ -144,7 +153,7 @@ def rank_count(arms: Sequence[Arm], vendor: Vendor, options: Options, registries
     """Return how many ranks all arms get; raise UsageError for a number that this machine or these nodes can't have."""
     engines = [registries.engines.get(arm.engine) for arm in arms]
     ranks = options.ranks or (1 if all(engine.max_ranks == 1 for engine in engines) else vendor.default_ranks())
-    _check_ranks(ranks, vendor, options)
+    check_ranks(ranks, vendor, options)
     return ranks
 
 
@@ -166,7 +175,7 @@ def interleaved(templates: Sequence[Trial], first: int) -> list[Trial]:
 
 def trial_id(place: int, trial: Trial) -> str:
     """Return the name of the trial at this place of a run."""
-    return f"{place:03d}-{trial.engine}"
+    return f"{place:03d}-{trial.case.replace('/', '-') if trial.swept else trial.engine}"
 
 
 def alone(name: str, options: Options, registries: Registries) -> Trial:

@@ -41,6 +41,9 @@ class Key:
     HELD = "held"  # {weights, gradients, optimizer, host, allocated}: bytes of state between two steps
     COMMUNICATION = "communication"  # see Communication
     PULSE = "pulse"  # {flops_per_second, when}: a short GEMM, the machine's speed just now
+    SWEEP = "sweep"  # {points, providers}: what a sweep is going to measure
+    SAMPLES = "samples"  # see flagperf.schema.sweep.Samples
+    ROOFS = "roofs"  # see flagperf.schema.sweep.Roofs
     TOKENS = "tokens_seen"  # {fingerprint, samples}
     ERROR = "error"  # {kind, message, traceback}
     # of the telemetry process

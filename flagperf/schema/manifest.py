@@ -99,6 +99,20 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dtype: str = "fp32"
 
 
+class ProviderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A provider: one way to compute what a kernel case asks for."""
+
+    title: str
+    title_zh: str = ""
+    entry: str
+    """`module:function`; a leading dot is relative to the manifest's package."""
+    requires: list[Requirement] = []
+    device_types: list[str] = []
+    """torch's device types it works on; empty for any."""
+    default: bool = True
+    """Measured unless the user says which ones are to be."""
+
+
 class CaseManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A case: a standardized workload with fixed rules."""
 
@@ -112,6 +126,10 @@ class CaseManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Names from the catalogue, the leading one first."""
     target: str = ""
     """The quality target in words, or empty."""
+    operation: str = ""
+    """Of a kernel case: what it computes, as vendors call it that bring kernels of their own: `attention` …"""
+    providers: dict[str, ProviderManifest] = {}
+    """Of a sweep, the baseline first."""
     contests: dict[str, ContestManifest] = {}
     """By the name that `flagperf run` takes in place of the case's."""
     claims: list[Claim] = []
@@ -177,6 +195,13 @@ class KernelProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     module: str
     operations: list[str]
     """`attention`, `rms_norm` …"""
+    install: str = ""
+    """How to get it."""
+    provider: str = ""
+    """What it is called among the providers of a case; the distribution's name if nothing is said."""
+    entry: str = ""
+    """`module:function` that cases of these operations call, relative to the adapter's package with a leading dot;
+    empty where none has been written yet: the distribution is then only told of."""
 
 
 class CaseOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -23,6 +23,8 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     group: Literal["speed", "memory", "accuracy", "energy", "harness"]
     over_steps: Reduction = "last"
     over_ranks: Reduction = "max"
+    over_points: Reduction | None = None
+    """How a sweep's points become one number a trial; None where such a number says nothing."""
     compared: bool = False
     """Whether comparisons show it by default."""
 

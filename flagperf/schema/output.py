@@ -87,7 +87,8 @@ class ShownPreset(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     protocol: dict[str, Any]
     settings: dict[str, Any]
-    estimate: dict[str, Any]
+    estimate: dict[str, Any] | None
+    points: int = 0
 
 
 class ShowOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,10 +120,12 @@ class PlannedTrial(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     trial: int
     steps: int
-    parameters: int
-    estimated_bytes_per_rank: int
-    estimated_host_bytes_per_rank: int
-    estimated_flops: float
+    points: int = 0
+    """Of a sweep; its size and time aren't estimated."""
+    parameters: int | None
+    estimated_bytes_per_rank: int | None
+    estimated_host_bytes_per_rank: int | None
+    estimated_flops: float | None
     estimated_seconds: float | None
     command: list[str]
     environment: dict[str, str]

@@ -11,16 +11,18 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How a case is measured, as data."""
 
     warmup: int
-    """Steps before the clock starts."""
+    """Steps before the clock starts; of a sweep, rounds."""
     steps: int
-    """Measured steps."""
+    """Measured steps; of a sweep, the rounds a point is given at least."""
+    seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Of a sweep: about how long each provider is measured at a point, if that is more than `steps` rounds."""
     trials: int
     """Fresh processes an engine; statistics go over these."""
     seed: int
     """Of the first trial; trial t uses seed + t, for every engine alike."""
-    validation: int
+    validation: int = 1
     """Held-out sequences the model is judged on at the end."""
-    global_batch: int
+    global_batch: int = 1
     """Sequences an optimizer step, over all ranks."""
     minimum_effect: float = 0.03
     """A smaller difference counts as none."""

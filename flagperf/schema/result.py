@@ -8,6 +8,7 @@ import msgspec
 
 from flagperf.schema.contest import Arm, Claim, Question
 from flagperf.schema.metric import MetricValue
+from flagperf.schema.sweep import At, Point
 from flagperf.schema.trial import Purpose
 
 Verdict = Literal["valid", "invalid"]
@@ -43,6 +44,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     reasons: list[Reason]
     metrics: dict[str, MetricValue]
+    points: list[Point] = []
+    """Of a sweep, in the order they were measured."""
     run: str = ""
     id: str = ""
     """The trial's folder in the run."""
@@ -68,6 +71,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Pairs of trials that were compared."""
     more_trials: int | None = None
     """When it can't be told: about how many more pairs would settle it; None if none seen would."""
+    at: At | None = None
+    """Which point of a sweep it is about; the arms are providers then."""
     question: Question | None = None
     """Which of a contest's questions it answers."""
     minimum_effect: float = 0.03

@@ -35,12 +35,16 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     """Unique in its run, and the name of its folder: `003-fsdp`."""
     case: str
+    kind: str = "training"
+    """Of the case: `training`, `kernel`, `specification`, `collective`; all but the first are sweeps."""
     preset: str
     vendor: str
     engine: str
+    """Of a sweep: the providers that it measures side by side, the baseline first, joined by `+`."""
     ranks: int
     layout: Layout
     dtype: str
+    """Of a sweep: those of its points, joined by `+`; empty where none is said."""
     seed: int
     trial: int
     """Which repetition of its arm this is, from 0; trials with the same number are compared as a pair."""
@@ -63,6 +67,16 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     def arm(self) -> str:
         """What is compared: the engine with its layout."""
         return str(Arm(self.engine, self.layout))
+
+    @property
+    def swept(self) -> bool:
+        """Whether it measures many points rather than training a model."""
+        return self.kind != "training"
+
+    @property
+    def providers(self) -> list[str]:
+        """What a sweep measures side by side, the baseline first."""
+        return self.engine.split("+")
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

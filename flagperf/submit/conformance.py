@@ -11,6 +11,7 @@ import msgspec
 
 from flagperf.case import Case
 from flagperf.errors import FlagPerfError
+from flagperf.plan.trials import trial_id
 from flagperf.registry import Registries
 from flagperf.schema.contest import Arm
 from flagperf.schema.layout import Layout
@@ -55,7 +56,7 @@ def check_run(source: Source, rules: Rules, division: str, registries: Registrie
 
 def _numbering(source: Source, findings: Findings) -> None:
     for place, trial in enumerate(source.run.trials):
-        proper = f"{place:03d}-{trial.engine}"
+        proper = trial_id(place, trial)
         if trial.id != proper:
             findings.refuse(
                 "trial_gap", "Trials are numbered without gaps: one was left out, or renamed.", file=source.file,

@@ -86,6 +86,8 @@ def check_work(trial: Trial, logs: Sequence[Log], registries: Registries, findin
     except (FlagPerfError, *UNCOMPUTABLE) as error:
         findings.refuse("impossible", f"The case can't be what trial {trial.id} says: {error}")
         return
+    if estimate is None:
+        return  # a sweep: its points say their own work
     for log in logs:
         if (built := log.first(Key.BUILD)) is None:
             continue

@@ -1,0 +1,69 @@
+"""The contract of kernel cases: one computation, many providers of it, judged by a float64 reference.
+
+A kernel case is a manifest, whose `providers` name functions, and a class derived from `KernelCase` that says what goes
+in, what must come out, and how much work that is. Its module must import without torch, as any case's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from flagperf.sweep import SweepCase
+
+if TYPE_CHECKING:
+    import torch
+
+    from flagperf.context import RankContext
+    from flagperf.measure.inputs import Inputs
+
+
+class Work(NamedTuple):
+    """What one call must at least do, by formula."""
+
+    flops: float
+    bytes: float
+    """Read once and written once, however often a provider does."""
+
+
+class Unsupported(Exception):
+    """Raised by a provider for inputs that it can't take, with the reason."""
+
+
+class KernelCase(SweepCase):
+    """One computation at many sizes."""
+
+    backward: ClassVar[bool] = False
+    """Whether the gradients of the inputs are what is timed and judged; the forward pass is off the clock then."""
+    tolerances: ClassVar[dict[str, tuple[float, float]]] = {
+        "fp64": (1e-12, 1e-10),
+        "fp32": (1e-5, 1e-4),
+        "fp16": (2e-3, 1e-2),
+        "bf16": (1e-2, 5e-2),
+    }
+    """By dtype: an element is right within absolute + relative × |reference|."""
+
+    def inputs(self, dims: dict[str, Any], make: Inputs) -> tuple[torch.Tensor, ...]:
+        """Return the tensors a call is given, at a point's dimensions."""
+        raise NotImplementedError
+
+    def arguments(self, dims: dict[str, Any]) -> dict[str, Any]:
+        """Return what a call is given by name, beside the inputs."""
+        return {}
+
+    def reference(self, *inputs: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        """Return the right result: the inputs come as float64 on the host. Gradients are taken of it if `backward`."""
+        raise NotImplementedError
+
+    def work(self, dims: dict[str, Any]) -> Work:
+        """Return what one call must do: of the gradients alone if `backward`."""
+        raise NotImplementedError
+
+    def memory(self, dims: dict[str, Any], provider: str) -> float:
+        """Predict the bytes that a provider needs beyond the inputs: what can't fit isn't tried."""
+        return 0.0
+
+    def measure(self, context: RankContext) -> None:
+        """Measure every provider at every point."""
+        from flagperf.measure.kernels import measure_kernels
+
+        measure_kernels(context, self)
