@@ -64,6 +64,6 @@ class KernelCase(SweepCase):
 
     def measure(self, context: RankContext) -> None:
         """Measure every provider at every point."""
-        from flagperf.measure.kernels import measure_kernels
+        from flagperf.kernels import measure_kernels
 
         measure_kernels(context, self)

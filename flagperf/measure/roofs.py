@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
 from flagperf.measure.inputs import DTYPES
 from flagperf.measure.peak import measure
 from flagperf.schema.sweep import Roofs
-from flagperf.vendor import Runtime
+
+if TYPE_CHECKING:
+    from flagperf.vendor import Runtime
 
 _SECONDS = 0.4
 _BYTES = 64 * 2**20

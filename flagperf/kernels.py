@@ -1,4 +1,4 @@
-"""Measures a kernel case on one rank: every provider at every point, in turn, checked against float64."""
+"""The kernel protocol of one rank: every provider at every point, in turn, checked against float64."""
 
 from __future__ import annotations
 
