@@ -15,7 +15,7 @@ import numpy as np
 
 from flagperf.collect.journals import Floats, RankJournal
 from flagperf.collect.reduce import REDUCTIONS, measured
-from flagperf.metrics import metric
+from flagperf.metrics import catalogue, metric
 from flagperf.schema.event import Key
 from flagperf.schema.metric import MetricValue
 from flagperf.schema.result import Comparison, Reason, Result
@@ -68,9 +68,9 @@ def sweep_reasons(trial: Trial, points: Sequence[Point], ranks: Sequence[RankJou
                 f"{first.why}.",
                 "Every point has its own verdict; leave a provider out with --engine.",
             )
-    planned = max((int(rank.last(Key.SWEEP).get("points") or 0) for rank in ranks), default=0) * len(trial.providers)
+    planned = max((x for rank in ranks for x in rank.numbers(Key.SWEEP, "points")), default=0.0) * len(trial.providers)
     if len(points) < planned:
-        yield Reason("points_missing", f"{len(points)} of {planned} points are there.", "See the other reasons.")
+        yield Reason("points_missing", f"{len(points)} of {planned:.0f} points are there.", "See the other reasons.")
     if not any(point.verdict == "valid" for point in points):
         why = "; ".join(dict.fromkeys(f"{point.provider}: {point.why}" for point in points)) or "none was reached"
         yield Reason(
@@ -141,8 +141,22 @@ def _samples(rank: RankJournal) -> dict[tuple[str, str], Samples]:
         except msgspec.ValidationError:
             rank.flaws["samples that can't be read"] += 1
             continue
+        if not _possible(each):
+            rank.flaws["samples that can't be"] += 1
+            continue
         found.setdefault((each.provider, shown(each.at)), each)
     return found
+
+
+def _possible(samples: Samples) -> bool:
+    """Whether times, counts and values are numbers that a measurement can give."""
+    times = np.array([*samples.seconds, *samples.host_seconds], np.float64)
+    amounts = [samples.flops, samples.bytes, samples.bus_bytes, samples.uncertainty, samples.first or 0.0]
+    return (
+        bool((np.isfinite(times) & (times > 0)).all())
+        and all(math.isfinite(x) and x >= 0 for x in amounts)
+        and all(name in catalogue() and math.isfinite(x) for name, x in samples.values.items())
+    )
 
 
 def _roofs(rank: RankJournal) -> Roofs | None:
