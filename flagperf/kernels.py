@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from statistics import median
 from typing import Any
 
+import msgspec
 import psutil
 import torch
 
@@ -14,7 +18,7 @@ from flagperf.context import RankContext
 from flagperf.kernel import KernelCase, Unsupported
 from flagperf.measure.inputs import Inputs
 from flagperf.measure.roofs import last_level_cache, measured_roofs
-from flagperf.measure.timer import Timer, in_turn
+from flagperf.measure.timer import Rounds, Timer, in_turn
 from flagperf.schema.event import Key
 from flagperf.schema.sweep import Accuracy, At, PointVerdict, Samples
 from flagperf.vendor import Runtime
@@ -34,7 +38,7 @@ def measure_kernels(context: RankContext, case: KernelCase) -> None:
     points = case.points()
     journal.write(Key.SWEEP, {"points": len(points), "providers": trial.providers})
     journal.write(Key.ROOFS, measured_roofs(runtime, [str(at.get("dtype", "fp32")) for at in points]))
-    timer = Timer(runtime.device, runtime.synchronize)
+    timer = kernel_timer(runtime)
     for at in points:
         context.barrier()
         for samples in measure_point(context, case, at, providers, timer):
@@ -55,78 +59,113 @@ def provider(context: RankContext, name: str) -> Function:
     raise LookupError(f"{trial.case} has no provider {name!r}")
 
 
+def kernel_timer(runtime: Runtime) -> Timer:
+    """Return a timer whose overhead has in it what choosing a call's inputs takes."""
+    timer = Timer(runtime.device, runtime.synchronize)
+    empty = Rotation([partial(_nothing, None)] * 2, 1)
+    timer.overhead = median(timer.round(empty, 2000).host_seconds for _ in range(11))
+    return timer
+
+
+def _nothing(argument: None) -> None:
+    return None
+
+
 def measure_point(
     context: RankContext, case: KernelCase, at: At, providers: dict[str, Function], timer: Timer
 ) -> Iterator[Samples]:
     """Measure providers at one point; yields each one's samples, those that couldn't be measured first."""
-    runtime, trial = context.runtime, context.trial
-    dims = case.dims(at)
-    work = case.work(dims)
-    runs: dict[str, _Run] = {}
+    protocol = context.trial.protocol
+    runs: dict[str, ProviderRun] = {}
     try:
-        sets = _Sets(case, dims, trial.seed, runtime)
-    except (MemoryError, RuntimeError) as error:
-        if not _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+        sets = InputSets(case, at, context.trial.seed, context.runtime)
+    except Exception as error:
+        if _kind(error) != "too big":
             raise
         for name in providers:
             yield Samples(at=at, provider=name, verdict="too big", why=f"the inputs don't fit: {error}")
         return
     for name, function in providers.items():
-        needed = case.memory(dims, name)
-        if needed > (room := _FREE * free_memory(runtime) / context.local_ranks):
-            why = f"it needs {needed / 2**30:,.1f} GiB beyond its inputs; {room / 2**30:,.1f} GiB are free for it"
-            yield Samples(at=at, provider=name, verdict="too big", why=why, facts={"predicted_bytes": needed})
-            continue
         try:
-            runs[name] = _Run(case, sets, function, runtime)
+            check_room(context, case, sets, name)
+            runs[name] = ProviderRun(name, sets, function)
         except Exception as error:  # a provider may raise anything; what it is goes into the journal
-            yield Samples(at=at, provider=name, verdict=_kind(error), why=f"{type(error).__name__}: {error}"[:500])
-    taken = in_turn(
-        timer,
-        {name: run.call for name, run in runs.items()},
-        warmup=trial.protocol.warmup,
-        rounds=trial.protocol.steps,
-        seconds=trial.protocol.seconds,
-        before=lambda name: runs[name].poison(),
-    )
+            yield not_measured(at, name, error)
+    taken: dict[str, Rounds] = {}
+    while runs and not taken:
+        try:
+            with sets.grad_mode():
+                taken = in_turn(
+                    timer,
+                    {name: run.call for name, run in runs.items()},
+                    warmup=protocol.warmup,
+                    rounds=protocol.steps,
+                    seconds=protocol.seconds,
+                    before=lambda name: runs[name].turn(),
+                )
+        except Exception as error:  # the others begin again without it
+            failed = [name for name, run in runs.items() if run.call.failed]
+            if not failed:
+                raise
+            for name in failed:
+                del runs[name]
+                yield not_measured(at, name, error)
     for name, run in runs.items():
         rounds = taken[name]
-        last = (len(rounds.seconds) * rounds.calls - 1) % len(sets)
-        accuracy = worst(run.accuracy, sets.judge(rounds.result, last))
-        right = accuracy.wrong == 0
-        yield Samples(
-            at=at,
-            provider=name,
+        try:
+            samples = run.judged(rounds.result, len(rounds.seconds) * rounds.calls - 1)
+        except Exception as error:
+            yield not_measured(at, name, error)
+            continue
+        yield msgspec.structs.replace(
+            samples,
             seconds=rounds.seconds,
             calls=rounds.calls,
-            clock="host" if timer.clock == "host" else "device",
+            clock=timer.clock,
             host_seconds=[] if timer.clock == "host" else rounds.host_seconds,
             uncertainty=timer.uncertainty(rounds.calls),
-            first=run.first,
-            flops=work.flops,
-            bytes=work.bytes,
-            memory=run.memory,
-            accuracy=accuracy,
-            verdict="valid" if right else "wrong",
-            why="" if right else f"{accuracy.wrong} of {accuracy.elements} elements are outside the tolerance",
-            facts={"input_sets": len(sets)},
         )
 
 
-class _Sets:
-    """The input sets of a point: one where the caches are to be warm, enough to overflow them where they aren't."""
+class DoesNotFit(Exception):
+    """Raised where a provider needs more memory than there is, by what its case predicts."""
 
-    def __init__(self, case: KernelCase, dims: dict[str, Any], seed: int, runtime: Runtime) -> None:
-        self.case, self.arguments = case, case.arguments(dims)
-        make = Inputs(seed, str(dims.get("dtype", "fp32")), runtime.device)
+
+def check_room(context: RankContext, case: KernelCase, sets: InputSets, provider: str) -> None:
+    """Raise DoesNotFit where a provider is predicted to need more memory than is free."""
+    needed = case.memory(sets.dims, provider)
+    if needed > (room := _FREE * free_memory(context.runtime) / context.local_ranks):
+        raise DoesNotFit(f"it needs {needed / 2**30:,.1f} GiB beyond its inputs; {room / 2**30:,.1f} GiB are free")
+
+
+def not_measured(at: At, provider: str, error: Exception) -> Samples:
+    """Return what there is to say of a provider that raised an error."""
+    why = str(error) if isinstance(error, Unsupported | DoesNotFit) else f"{type(error).__name__}: {error}"
+    return Samples(at=at, provider=provider, verdict=_kind(error), why=why[:500])
+
+
+class InputSets:
+    """The input sets of a point: two where the caches are to be warm, enough to overflow them where they aren't.
+
+    A round's calls are given one of the two, and the next round's the other one, so that what a provider kept of
+    earlier calls is no right answer. Cold ones take turns with every call.
+    """
+
+    def __init__(self, case: KernelCase, at: At, seed: int, runtime: Runtime) -> None:
+        self.case, self.at, self.runtime = case, at, runtime
+        self.dims = dims = case.dims(at)
+        self.arguments = case.arguments(dims)
+        self.work = case.work(dims)
+        dtype = str(dims.get("dtype", "fp32"))
+        self.tolerance = case.tolerances[dtype]
+        self.cold = dims.get("cache") == "cold"
+        make = Inputs(seed, dtype, runtime.device)
         self.inputs = [case.inputs(dims, make)]
-        if dims.get("cache") == "cold":
-            size = sum(tensor.nbytes for tensor in self.inputs[0])
-            wanted = -(-2 * last_level_cache(runtime.device) // max(size, 1)) + 1
-            room = int(free_memory(runtime) / 8 // max(size, 1))
-            while len(self.inputs) < min(wanted, _SETS, max(room, 1)):
-                self.inputs.append(case.inputs(dims, make))
-        self.tolerance = case.tolerances[str(dims.get("dtype", "fp32"))]
+        size = max(1, sum(tensor.nbytes for tensor in self.inputs[0]))
+        wanted = -(-2 * last_level_cache(runtime.device) // size) + 1 if self.cold else 2
+        room = int(free_memory(runtime) / 8 // size)
+        while len(self.inputs) < min(max(wanted, 2), _SETS, max(room, 1)):
+            self.inputs.append(case.inputs(dims, make))
         self._references: dict[int, tuple[torch.Tensor, ...]] = {}
         if case.backward:
             for tensor in (tensor for several in self.inputs for tensor in several):
@@ -135,11 +174,36 @@ class _Sets:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def grad_mode(self) -> AbstractContextManager[object]:
+        """Return the context that calls are made in."""
+        return torch.set_grad_enabled(self.case.backward)
+
     def judge(self, result: Any, number: int) -> Accuracy:
         """Hold a result for the set of this number against float64."""
+        return compare(tensors(result), self.reference(number), self.tolerance)
+
+    def reference(self, number: int) -> tuple[torch.Tensor, ...]:
+        """Return the right result for the set of this number, computed once."""
         if number not in self._references:
             self._references[number] = self._reference(number)
-        return compare(tensors(result), self._references[number], self.tolerance)
+        return self._references[number]
+
+    @contextmanager
+    def exchanged(self) -> Iterator[None]:
+        """Have the first two sets' values in each other's place: a result kept by address is wrong then."""
+        for number in range(2):
+            self.reference(number)
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for a, b in zip(*self.inputs[:2], strict=True):
+            kept = a.detach().clone()
+            a.data.copy_(b.data)
+            b.data.copy_(kept)
 
     def _reference(self, number: int) -> tuple[torch.Tensor, ...]:
         exact = tuple(
@@ -149,50 +213,94 @@ class _Sets:
         if not self.case.backward:
             with torch.no_grad():
                 return tensors(self.case.reference(*exact, **self.arguments))
-        wanted = [tensor.requires_grad_() for tensor in exact if tensor.is_floating_point()]
-        out = self.case.reference(*exact, **self.arguments)
-        return torch.autograd.grad(out, wanted, upstream(out))
+        with torch.enable_grad():
+            wanted = [tensor.requires_grad_() for tensor in exact if tensor.is_floating_point()]
+            out = self.case.reference(*exact, **self.arguments)
+            return torch.autograd.grad(out, wanted, upstream(out))
 
 
-class _Run:
+class Rotation:
+    """The calls of one provider, one an input set, of which every call or every round takes the next."""
+
+    def __init__(self, calls: Sequence[Callable[[], Any]], step: int) -> None:
+        self.calls, self.step, self.offset = calls, step, 0
+        self.failed = False
+
+    def __call__(self, number: int) -> Any:
+        """Make the call of this number."""
+        try:
+            return self.calls[(self.offset + self.step * number) % len(self.calls)]()
+        except Exception:
+            self.failed = True
+            raise
+
+    def place(self, number: int) -> int:
+        """Return which input set that call is given in this round."""
+        return (self.offset + self.step * number) % len(self.calls)
+
+
+class ProviderRun:
     """A provider at a point: the call to be timed, and what was seen of it before the clock started."""
 
-    def __init__(self, case: KernelCase, sets: _Sets, function: Function, runtime: Runtime) -> None:
-        self.case, self.sets, self.function = case, sets, function
-        self.graphs: dict[int, tuple[Any, list[torch.Tensor], Any]] = {}
-        runtime.synchronize()
-        began = time.perf_counter()
-        result = self.whole(0)
-        runtime.synchronize()
-        self.first = time.perf_counter() - began
-        self.accuracy = sets.judge(result, 0)
-        self.like = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors(result)]
-        del result
-        self.memory = peak_of(runtime, lambda: self.whole(0))
+    def __init__(self, provider: str, sets: InputSets, function: Function) -> None:
+        self.provider, self.sets, self.function = provider, sets, function
+        runtime = sets.runtime
+        with sets.grad_mode():
+            runtime.synchronize()
+            began = time.perf_counter()
+            result = self._whole(0)
+            runtime.synchronize()
+            self.first = time.perf_counter() - began
+            self.accuracy = sets.judge(result, 0)
+            self.like = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors(result)]
+            del result
+            self.memory = peak_of(runtime, lambda: self._whole(0))
+            self.call = Rotation([self._prepared(place) for place in range(len(sets))], int(sets.cold))
+            """What is timed: of gradients, for a graph that was made off the clock."""
 
-    def call(self, number: int) -> Any:
-        """Make the call of this number: with gradients, of a graph that was made off the clock."""
-        place = number % len(self.sets)
-        if not self.case.backward:
-            with torch.no_grad():
-                return self.function(*self.sets.inputs[place], **self.sets.arguments)
-        if place not in self.graphs:
-            self.graphs[place] = self._graph(place)
-        out, wanted, upwards = self.graphs[place]
-        return torch.autograd.grad(out, wanted, upwards, retain_graph=True)
+    def turn(self) -> None:
+        """Before a round, off the clock: take the other inputs, and leave NaN where results will be put.
 
-    def whole(self, number: int) -> Any:
-        """Compute from the inputs on: gradients with their forward pass."""
-        if not self.case.backward:
-            return self.call(number)
-        out, wanted, upwards = self._graph(number)
-        return torch.autograd.grad(out, wanted, upwards)
-
-    def poison(self) -> None:
-        """Leave NaN where the allocator will put the results: memory that a call doesn't write then shows."""
+        Memory that a call doesn't write shows then. Two blocks, as the last result is there while the next is made.
+        """
+        self.call.offset += 1 - self.call.step
+        held = []
         for shape, dtype, device in self.like:
             if dtype.is_floating_point:
-                torch.full(shape, float("nan"), dtype=dtype, device=device)
+                held += [torch.full(shape, float("nan"), dtype=dtype, device=device) for _ in range(2)]
+
+    def judged(self, result: Any, number: int) -> Samples:
+        """Return samples without times, with the judgement of the last call's result; `number` is that call's."""
+        sets = self.sets
+        accuracy = worst(self.accuracy, sets.judge(result, self.call.place(number)))
+        if accuracy.wrong == 0 and len(sets) > 1:
+            with sets.grad_mode(), sets.exchanged():
+                accuracy = worst(accuracy, sets.judge(self._whole(0), 1))
+        right = accuracy.wrong == 0
+        return Samples(
+            at=sets.at,
+            provider=self.provider,
+            first=self.first,
+            flops=sets.work.flops,
+            bytes=sets.work.bytes,
+            memory=self.memory,
+            accuracy=accuracy,
+            verdict="valid" if right else "wrong",
+            why="" if right else f"{accuracy.wrong} of {accuracy.elements} elements are outside the tolerance",
+            facts={"input_sets": len(sets)},
+        )
+
+    def _prepared(self, place: int) -> Callable[[], Any]:
+        if not self.sets.case.backward:
+            return partial(self.function, *self.sets.inputs[place], **self.sets.arguments)
+        out, wanted, upwards = self._graph(place)
+        return partial(torch.autograd.grad, out, wanted, upwards, retain_graph=True)
+
+    def _whole(self, place: int) -> Any:
+        """Compute from the inputs on: gradients with their forward pass."""
+        if not self.sets.case.backward:
+            return self._prepared(place)()
+        return torch.autograd.grad(*self._graph(place))
 
     def _graph(self, place: int) -> tuple[Any, list[torch.Tensor], Any]:
         inputs = self.sets.inputs[place]
@@ -288,6 +396,6 @@ def free_memory(runtime: Runtime) -> float:
 def _kind(error: Exception) -> PointVerdict:
     if isinstance(error, Unsupported | NotImplementedError):
         return "unsupported"
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+    if isinstance(error, MemoryError | DoesNotFit) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
         return "too big"
     return "failed"
