@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -20,18 +20,15 @@ _LEAST, _MOST = 0.86, 1.075
 rated gigabytes are binary ones (2^30 is 1.074 · 10^9)."""
 
 
-def read_tables(folders: Iterable[Path]) -> list[Chip]:
-    """Return the chips of every table in these folders; raise PluginError for one that can't be read."""
-    chips: list[Chip] = []
-    for path in (folder / TABLE for folder in folders):
-        if not path.is_file():
-            continue
-        try:
-            table = msgspec.convert(tomllib.loads(path.read_text("utf-8")), dict[str, list[Chip]])
-        except (OSError, ValueError) as error:  # TOML and validation errors are ValueErrors
-            raise PluginError(f"The table of chips {path} can't be read: {error}", "Mend it.") from error
-        chips.extend(table.get("chips", []))
-    return chips
+def read_table(folder: Path) -> list[Chip]:
+    """Return the chips of a folder's table, none without one; raise PluginError for one that can't be read."""
+    path = folder / TABLE
+    if not path.is_file():
+        return []
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text("utf-8")), dict[str, list[Chip]]).get("chips", [])
+    except (OSError, ValueError) as error:  # TOML and validation errors are ValueErrors
+        raise PluginError(f"The table of chips {path} can't be read: {error}", "Mend it.") from error
 
 
 def identify(vendor: str, name: str | None, memory_mib: float | None, chips: Sequence[Chip]) -> tuple[Chip | None, str]:

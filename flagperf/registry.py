@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from packaging.specifiers import SpecifierSet
 
-from flagperf.chips import TABLE, read_tables
+from flagperf.chips import TABLE, read_table
 from flagperf.detection import Host, Surroundings
 from flagperf.errors import PluginError, Unavailable, UnknownName, UsageError
 from flagperf.schema.chip import Chip
@@ -177,6 +177,10 @@ class Registry(Generic[M]):
 class VendorRegistry(Registry[VendorManifest]):
     """The vendors, each told of the others: some pose as another one."""
 
+    def __init__(self, folders: Sequence[Path] = ()) -> None:
+        super().__init__("vendor", VendorManifest, "flagperf.vendors", folders)
+        self._tables: dict[Path, list[Chip]] = {}
+
     def adapter(self, name: str, host: Host | None = None) -> Any:
         """Return a vendor's adapter (`flagperf.vendor.Vendor`) for this host, or for another one."""
         chips = self.chips(name)
@@ -185,7 +189,13 @@ class VendorRegistry(Registry[VendorManifest]):
     def chips(self, name: str) -> list[Chip]:
         """Return the tables of chips in an adapter's folder and beside it; no other adapter's can break it."""
         folder = self.place(name).parent
-        return read_tables([folder.parent, folder])
+        return [chip for place in (folder.parent, folder) for chip in self._table(place)]
+
+    def _table(self, folder: Path) -> list[Chip]:
+        """Return the chips of a folder's table, which is read once: most adapters have it in common."""
+        if folder not in self._tables:
+            self._tables[folder] = read_table(folder)
+        return self._tables[folder]
 
 
 def code_digest(files: Mapping[str, Path]) -> str:
@@ -249,7 +259,7 @@ class Registries:
         self.cases = Registry("case", CaseManifest, "flagperf.cases", _sub(folders, "cases"))
         self.engines = Registry("engine", EngineManifest, "flagperf.engines", _sub(folders, "engines"))
         adapters = [*_sub(folders, "vendors"), *(folder for folder in folders if not _has_kinds(folder))]
-        self.vendors = VendorRegistry("vendor", VendorManifest, "flagperf.vendors", adapters)
+        self.vendors = VendorRegistry(adapters)
         self.launchers = Registry("launcher", LauncherManifest, "flagperf.launchers", _sub(folders, "launchers"))
 
     def ledger(self, engine: str) -> Ledger:

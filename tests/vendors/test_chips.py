@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from helpers import ROOT
 
-from flagperf.chips import identify, read_tables
+from flagperf.chips import identify, read_table
 from flagperf.errors import PluginError
 from flagperf.registry import Registries
 from flagperf.schema.chip import Chip
 
-CHIPS = read_tables([ROOT / "vendors"])
+CHIPS = read_table(ROOT / "vendors")
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_every_chip_is_of_a_vendor_here_has_a_source_and_no_name_of_another() ->
 def test_a_broken_table_says_where(tmp_path: Path) -> None:
     (tmp_path / "chips.toml").write_text('[[chips]]\nvendor = "v"\nchip = "X"\nnames = []\nconfidence = "sure"\n')
     with pytest.raises(PluginError, match="table of chips"):
-        read_tables([tmp_path])
+        read_table(tmp_path)
