@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,6 +25,8 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 MOST_TRIALS = 1000
 """More additional trials than this count as: no number that anyone would run."""
+MANY_PAIRS = 20
+"""From so many pairs on the interval of a median needs no help from a distribution."""
 _NORMAL = NormalDist()
 _ROUNDING = 1e-12
 """Logarithms of ratios nearer than this are the same: rounding in the last bits is no spread."""
@@ -140,6 +143,60 @@ def compare_groups(
     c, b = np.asarray(candidate, np.float64), np.asarray(baseline, np.float64)
     c, b = c[np.isfinite(c)], b[np.isfinite(b)]
     if (early := _unanswerable(c, b)) is not None:
+def compare_rounds(
+    candidate: Sequence[float] | Floats,
+    baseline: Sequence[float] | Floats,
+    direction: Direction,
+    minimum_effect: float,
+) -> RatioEstimate:
+    """Compare two calls by rounds that took turns: `candidate[i]` was measured next to `baseline[i]`.
+
+    What else a machine does disturbs some rounds, often several in a row. So the ratio is the median of the pairs'
+    ratios, and its interval the one from order statistics, for as many independent pairs as the correlation of those
+    that follow each other leaves. Few pairs are compared as trials are. Raises ValueError for unequal counts.
+    """
+    c, b = np.asarray(candidate, np.float64), np.asarray(baseline, np.float64)
+    if c.shape == b.shape and c.ndim == 1:
+        finite = np.isfinite(c) & np.isfinite(b)
+        c, b = c[finite], b[finite]
+    if len(c) < MANY_PAIRS or len(c) != len(b) or _unanswerable(c, b) is not None:
+        return compare_pairs(c, b, direction, minimum_effect)
+    differences = np.log(c) - np.log(b)
+    ordered, n = np.sort(differences), len(differences)
+    estimate = float(np.median(ordered))
+    reach = _NORMAL.inv_cdf((1 + CONFIDENCE) / 2) * n / (2 * math.sqrt(independent(differences > estimate)))
+    interval = ordered[max(math.floor(n / 2 - reach), 0)], ordered[min(math.ceil(n / 2 + reach), n - 1)]
+    half = float(interval[1] - interval[0]) / 2
+    return _judge(
+        centre=estimate,
+        estimate=estimate,
+        error=0.0,
+        freedom=n - 1,
+        bootstrap=(float(interval[0]), float(interval[1])),
+        width=lambda extra: half * math.sqrt(n / (n + extra)),
+        direction=direction,
+        minimum_effect=minimum_effect,
+        pairs=n,
+    )
+
+
+def independent(series: npt.NDArray[Any]) -> float:
+    """Return how many independent values tell as much of the mean as this series does: at most as many as it has.
+
+    n ÷ (1 + 2 Σ ρ), the correlations ρ summed by pairs of lags until a pair isn't positive (Geyer 1992, §3.3).
+    """
+    n = len(series)
+    away = np.asarray(series, np.float64) - np.mean(series)
+    squares = float(away @ away)
+    total = -1.0
+    for lag in range(0, n - 1, 2):
+        pair = float(away[lag:] @ away[: n - lag] + away[lag + 1 :] @ away[: n - lag - 1])
+        if squares == 0 or pair <= 0:
+            break
+        total += 2 * pair / squares
+    return n / max(total, 1.0)
+
+
         return early
     logs = np.log(c), np.log(b)
     random = np.random.default_rng(seed)

@@ -21,7 +21,7 @@ from flagperf.schema.metric import MetricValue
 from flagperf.schema.result import Comparison, Reason, Result
 from flagperf.schema.sweep import Bound, Point, PointRatio, Roofs, Samples
 from flagperf.schema.trial import Trial
-from flagperf.statistics import compare_pairs, quantile_interval
+from flagperf.statistics import compare_pairs, compare_rounds, quantile_interval
 
 _MIB = 2**20
 _PROBLEMS = {"wrong": "wrong_result", "failed": "point_failed"}
@@ -247,7 +247,7 @@ def _roofline(samples: Samples, dtype: str, seconds: float, roofs: Sequence[Roof
 def _speedup(trial: Trial, own: Sequence[Samples], reference: Sequence[Samples]) -> PointRatio:
     mine, theirs = (_slowest([each.seconds for each in some]) for some in (own, reference))
     count = min(len(mine), len(theirs))
-    found = compare_pairs(theirs[:count], mine[:count], "higher", trial.protocol.minimum_effect)
+    found = compare_rounds(theirs[:count], mine[:count], "higher", trial.protocol.minimum_effect)
     return PointRatio(
         baseline=trial.providers[0],
         ratio=found.ratio,

@@ -1,14 +1,19 @@
 """Timing calls that may take a microsecond: by the device's own events where there is a device, rounds in turn.
 
-A round is as many calls as it takes to be long against the timer's own error. Providers take turns, A B C, C B A, …, so
-that what slows the machine slows all, and the n-th rounds of two providers are a pair. Every round is kept.
+A round is as many calls as it takes to be long against the timer's own error, and no longer: what else the machine
+does then falls into some rounds and leaves the others alone. Providers take turns, A B C, C B A, …, so that what slows
+the machine slows all, and the n-th rounds of two providers are a pair. When to stop depends on the time alone, never on
+what was measured: that would favour chance. Every round is kept.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +26,8 @@ SHORTEST = 200e-6
 PRECISION = 1e-3
 """Largest share of a round that the timer may be off by: the calls in a round grow until it's less."""
 MOST_CALLS = 1 << 20
+MOST_ROUNDS = 1000
+"""Rounds last longer where there would be more of them."""
 
 
 class Timing(NamedTuple):
@@ -70,10 +77,11 @@ class Timer:
         least = max(shortest, self.error / PRECISION)
         calls = 1
         while calls < MOST_CALLS:
-            took = self.round(call, calls).seconds * calls
+            # The shortest of three: a round is long enough only if it is so undisturbed.
+            took = calls * min(self.round(call, calls).seconds for _ in range(3))
             if took >= least:
                 break
-            calls = min(MOST_CALLS, max(2 * calls, math.ceil(0.8 * calls * least / max(took, 1e-9))))
+            calls = min(MOST_CALLS, max(2 * calls, math.ceil(1.1 * calls * least / max(took, 1e-9))))
         return calls
 
     def uncertainty(self, calls: int) -> float:
@@ -81,20 +89,27 @@ class Timer:
         return self.error / calls + (self.overhead if self.clock == "host" else 0.0)
 
     def _error(self) -> float:
-        """Return the longest of some empty rounds."""
-
-        def nothing(number: int) -> None:
-            return None
-
-        self.error = self.overhead = 0.0
-        return max(self.round(nothing, 1).seconds for _ in range(20))
+        """Return what an empty round takes, at the median: the longest ones tell of the machine, not of the timer."""
+        return median(self.round(_nothing, 1).seconds for _ in range(51))
 
     def _overhead(self) -> float:
-        def nothing(number: int) -> None:
-            return None
+        return median(self.round(_nothing, 2000).host_seconds for _ in range(11))
 
-        calls = 2000
-        return min(self.round(nothing, calls).host_seconds for _ in range(5))
+
+def _nothing(number: int) -> None:
+    return None
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Leave Python's garbage where it is while the body runs."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class Rounds(NamedTuple):
@@ -121,25 +136,23 @@ def in_turn(
     `before` is told, off the clock, whose round comes next.
     """
     names = list(calls)
-    sizes = {name: timer.calibrate(call) for name, call in calls.items()}
-    taken: dict[str, list[Timing]] = {name: [] for name in calls}
+    sizes = {name: timer.calibrate(call, max(SHORTEST, seconds / MOST_ROUNDS)) for name, call in calls.items()}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    last: dict[str, Any] = dict.fromkeys(calls)
     spent = 0.0
     number = -warmup
-    while number < rounds or (number < 10_000 and spent < seconds * len(calls)):
-        for name in names if number % 2 == 0 else reversed(names):
-            if before is not None:
-                before(name)
-            timing = timer.round(calls[name], sizes[name], first=max(number, 0) * sizes[name])
-            if number >= 0:
-                spent += timing.host_seconds * sizes[name]
-                taken[name].append(timing)
-        number += 1
+    with uncollected():
+        while number < rounds or (number < 2 * MOST_ROUNDS and spent < seconds * len(calls)):
+            for name in names if number % 2 == 0 else reversed(names):
+                last[name] = None  # a result more would be memory that the call is given anew
+                if before is not None:
+                    before(name)
+                device, host, last[name] = timer.round(calls[name], sizes[name], first=max(number, 0) * sizes[name])
+                if number >= 0:
+                    spent += host * sizes[name]
+                    taken[name].append((device, host))
+            number += 1
     return {
-        name: Rounds(
-            sizes[name],
-            [each.seconds for each in timings],
-            [each.host_seconds for each in timings],
-            timings[-1].result,
-        )
-        for name, timings in taken.items()
+        name: Rounds(sizes[name], [pair[0] for pair in pairs], [pair[1] for pair in pairs], last[name])
+        for name, pairs in taken.items()
     }
