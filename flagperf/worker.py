@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from flagperf import links
 from flagperf.context import RankContext
 from flagperf.errors import FlagPerfError
 from flagperf.journal import Journal
@@ -24,6 +25,8 @@ from flagperf.schema.trial import Trial
 def main() -> int:
     """Run one rank of one trial; what goes wrong is in its journal and in the exit status."""
     die_with_parent()
+    if name := os.environ.get(links.NETWORK):
+        links.enter(name, os.environ["LOCAL_RANK"])  # before anything opens a socket or starts a thread that does
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks a hung rank where it is
     spec = Path(sys.argv[1])
     trial = msgspec.json.decode(spec.read_bytes(), type=Trial)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"_version", "errors", "paths", "processes"},
     {"schema"},
-    {"chips", "deadlines", "detection", "parsing", "tools"},
+    {"chips", "deadlines", "detection", "links", "parsing", "tools"},
     {"journal", "metrics", "settings", "registry", "statistics", "data", "measure"},
     {"vendor", "accelerator", "case", "launchers"},
     {"context"},

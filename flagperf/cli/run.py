@@ -83,6 +83,14 @@ def run(
     nodes: Annotated[int, typer.Option(min=1, help="Hosts; the same command is given on each.")] = 1,
     node_rank: Annotated[int, typer.Option(min=0, help="Which of the hosts this is, from 0.")] = 0,
     rdzv: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the nodes meet: an address of node 0.")] = "",
+    link: Annotated[
+        str,
+        typer.Option(
+            metavar="RATE,DELAY",
+            help="Give each rank a network link of its own, of this bandwidth and delay: 500mbit,1ms. Needs root.",
+            show_default="the machine's",
+        ),
+    ] = "",
     vendor_path: common.VENDOR_PATH = None,
     json: common.JSON = False,
 ) -> None:
@@ -97,6 +105,7 @@ def run(
     from flagperf import run as running
     from flagperf.collect.runs import read_run
     from flagperf.errors import UsageError
+    from flagperf.schema.link import Link
     from flagperf.schema.trial import Nodes
     from flagperf.settings import merged, parse_assignment
 
@@ -128,6 +137,7 @@ def run(
             settings=reduce(merged, map(parse_assignment, set_ or []), {}),
             timeout=timeout,
             memory_limit=None if memory_limit is None else int(memory_limit * 2**20),
+            link=Link.parse(link) if link else None,
             launcher=launcher,
             nodes=where,
             plugins=[str(folder) for folder in common.plugins()],

@@ -77,7 +77,7 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
             "device_energy": _device_energy(ranks, steps, telemetry),
             "attempts": attempts,
             "prepared": harness.prepared.get(trial.id, {}),
-            "environment": _environment(harness.environments.get(trial.id, {})),
+            "environment": _environment(trial, harness.environments.get(trial.id, {})),
         },
     )
     return TrialRecord(trial=trial, result=result, ranks=ranks, telemetry=telemetry)
@@ -136,10 +136,10 @@ def fingerprint(ranks: Sequence[RankJournal]) -> str | None:
     return f"{total % 2**128:032x}" if seen else None
 
 
-def _environment(moments: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _environment(trial: Trial, moments: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return what decides whether two results were measured under the same conditions."""
     seen = moments.get("before") or moments.get("after") or {}
-    return {
+    return {"link": str(trial.link or "the machine's own")} | {
         key: seen[key]
         for key in ("cpu", "cores", "python", "kernel", "packages", "governor", "flagperf", "commit")
         if key in seen

@@ -19,7 +19,7 @@ from flagperf.collect.training import Window, machine_speeds
 from flagperf.schema import SCHEMA_VERSION
 from flagperf.schema.event import Key
 from flagperf.schema.metric import MetricValue
-from flagperf.schema.result import SIMULATED, Reason
+from flagperf.schema.result import LINK_SHAPED, SIMULATED, Reason
 from flagperf.schema.sweep import Point
 from flagperf.schema.trial import Outcome, Trial
 from flagperf.statistics import outliers
@@ -313,6 +313,14 @@ def notes(
                 SIMULATED,
                 f"The devices are simulated: {simulated}. No speed here is that of any chip.",
                 "It tries the harness; to measure, use devices that exist.",
+            )
+        )
+    if trial.link is not None:
+        found.append(
+            Reason(
+                LINK_SHAPED,
+                f"The ranks' links were made to be {trial.link}, in network namespaces of one machine.",
+                "It shows what such links would do; no network was measured.",
             )
         )
     named = [*((f"rank{rank.rank}.journal", rank.flaws) for rank in ranks), ("telemetry.journal", telemetry.flaws)]

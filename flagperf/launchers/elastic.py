@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from flagperf import links
 from flagperf.processes import die_with_parent
 from flagperf.schema.trial import RankExit, Trial
 
@@ -24,6 +25,8 @@ def main() -> int:
     """Run this node's ranks; the exit status is 0 only if all of them ended with 0."""
     options = _options()
     die_with_parent()  # before torch, which takes seconds to import
+    if name := os.environ.get(links.NETWORK):
+        links.enter(name, links.SWITCH)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -39,6 +42,7 @@ def main() -> int:
         nproc_per_node=options.ranks,
         run_id=trial.id,
         **_rendezvous(options),
+        local_addr=links.address(links.SWITCH) if links.NETWORK in os.environ else None,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(output), redirects=Std.ALL),
     )

@@ -20,6 +20,7 @@ import psutil
 
 from flagperf.errors import FlagPerfError
 from flagperf.launchers import Launcher
+from flagperf.links import network
 from flagperf.processes import adopt_orphans
 from flagperf.schema.trial import Outcome, RankExit, Trial
 
@@ -49,6 +50,14 @@ class Local(Launcher):
         """Run the trial; see the contract."""
         if self.nodes.rendezvous and self.nodes.index == 0:
             _check_port(self.nodes.rendezvous)
+        if trial.link is None:
+            return self._launch(trial, folder, environment, timeout, tick)
+        with network(trial.ranks, trial.link) as shaped:
+            return self._launch(trial, folder, {**environment, **shaped.environment}, timeout, tick)
+
+    def _launch(
+        self, trial: Trial, folder: Path, environment: dict[str, str], timeout: float, tick: Callable[[], None]
+    ) -> Outcome:
         adopt_orphans()
         began = time.monotonic()
         exits_read, exits_write = os.pipe()

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import msgspec
+
 from flagperf._version import __version__
 from flagperf.errors import UnknownName
 from flagperf.plan.arms import parse_arms
 from flagperf.plan.contests import contest_trials, named_contest
 from flagperf.plan.options import Options
 from flagperf.plan.sweeps import sweep_trial
-from flagperf.plan.trials import alone, interleaved, rank_count, sized, template
+from flagperf.plan.trials import alone, check_link, interleaved, rank_count, sized, template
 from flagperf.plan.vendors import choose_vendor
 from flagperf.registry import Registries
 from flagperf.schema.contest import Arm
@@ -25,6 +27,7 @@ __all__ = ["Options", "alone", "choose_vendor", "parse_arms", "plan"]
 def plan(options: Options, registries: Registries, *, commit: str | None = None) -> Run:
     """Return the run that the options ask for; raise UsageError or Unavailable for one that can't be."""
     vendor = choose_vendor(options.vendor, registries)
+    check_link(vendor, options, registries)
     registries.launchers.get(options.launcher)
     contest = None
     trials: list[Trial] = []
@@ -52,7 +55,7 @@ def plan(options: Options, registries: Registries, *, commit: str | None = None)
         flagperf=__version__,
         commit=commit,
         launcher=options.launcher,
-        trials=trials,
+        trials=[msgspec.structs.replace(trial, link=options.link) for trial in trials],
         baseline=baseline,
         contest=contest,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from flagperf.schema.link import Link
 from flagperf.schema.trial import Nodes
 
 
@@ -36,6 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
     timeout: float | None = None
     memory_limit: int | None = None
+    link: Link | None = None
     launcher: str = "local"
     nodes: Nodes = Nodes()
     plugins: list[str] = []

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from flagperf import links
 from flagperf.case import Case
 from flagperf.errors import UnknownName, UsageError
 from flagperf.metrics import metric
@@ -119,6 +120,23 @@ def check_ranks(ranks: int, vendor: Vendor, options: Options) -> None:
             f"{here} ranks on this machine, which has {slots} {unit} to give to {vendor.name}.",
             f"Use --ranks {slots * nodes.count}, or --oversubscribe to let ranks share (their speed then says little).",
         )
+
+
+def check_link(vendor: Vendor, options: Options, registries: Registries) -> None:
+    """Raise UsageError or Unavailable where links can't be shaped as asked for."""
+    if options.link is None:
+        return
+    if options.nodes.count > 1 or not registries.launchers.get(options.launcher).links:
+        raise UsageError(
+            "--link gives each rank of one machine a link of its own; ranks on several hosts have real ones.",
+            "Leave out --link, or --nodes and --launcher.",
+        )
+    if not vendor.manifest.sockets:
+        raise UsageError(
+            f"{vendor.manifest.backend}, by which {vendor.name} devices talk, has other ways than the host's network.",
+            "--link is for --vendor cpu, and for others whose manifest says `sockets = true`.",
+        )
+    links.check()
 
 
 def template(arm: Arm, size: Size, vendor: Vendor, ranks: int, options: Options, registries: Registries) -> Trial:

@@ -222,6 +222,8 @@ class VendorManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=
     """torch's device type: `cpu`, `cuda`, `npu` …"""
     backend: str
     """torch.distributed backend for its tensors."""
+    sockets: bool = False
+    """Whether the backend goes over the host's network alone, whose links can be shaped."""
     visible_devices: str = ""
     """Environment variable that limits which devices a process sees; empty where none is known."""
     plugin: str = ""
@@ -249,3 +251,6 @@ class VendorManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class LauncherManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A launcher: how ranks are started."""
+
+    links: bool = False
+    """Whether it can shape the links between ranks."""

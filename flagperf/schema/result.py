@@ -17,6 +17,8 @@ ComparisonVerdict = Literal["better", "worse", "equivalent", "cannot tell"]
 
 SIMULATED = "simulated"
 """Code of the note on a result whose devices don't exist."""
+LINK_SHAPED = "link_shaped"
+"""Code of the note on a result whose ranks had links of a chosen bandwidth and delay."""
 
 
 class Reason(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ import msgspec
 from flagperf.schema import SCHEMA_VERSION
 from flagperf.schema.contest import Arm, Contest
 from flagperf.schema.layout import Layout
+from flagperf.schema.link import Link
 from flagperf.schema.protocol import Protocol
 
 Purpose = Literal["measure", "search"]
@@ -60,6 +61,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """The same from the maker's data sheet, where there is an honest one."""
     memory_limit: int | None = None
     """Bytes a rank may allocate."""
+    link: Link | None = None
+    """What the links between ranks are made to be; None leaves them as they are."""
     plugins: list[str] = []
     """Folders searched for cases, engines, vendors and launchers besides those that are installed."""
 
