@@ -6,9 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from flagperf.deadlines import Deadlines
 from flagperf.schema.reading import Reading, Readings
 
 _SOURCE = "amdsmi"
+_START_TIMEOUT, _CALL_TIMEOUT = 20.0, 2.0
+"""Seconds, as for NVML."""
 
 
 def read_amdsmi() -> Readings | None:
@@ -17,20 +20,45 @@ def read_amdsmi() -> Readings | None:
         import amdsmi
     except (ImportError, OSError, KeyError, AttributeError):  # the binding loads its library when imported
         return None
-    try:
-        _start()
-        handles = amdsmi.amdsmi_get_processor_handles()
-    except amdsmi.AmdSmiException as error:
-        return Readings(error=f"amdsmi: {error}", source=_SOURCE)
-    return Readings(devices=[_device(amdsmi, *each) for each in enumerate(handles)], source=_SOURCE)
+    return _library(amdsmi).read()
 
 
 @functools.cache
-def _start() -> None:
-    """Load the library once in a process."""
-    import amdsmi
+def _library(amdsmi: Any) -> _Library:
+    return _Library(amdsmi)
 
-    amdsmi.amdsmi_init()
+
+class _Library:
+    """amdsmi, loaded once in a process."""
+
+    def __init__(self, amdsmi: Any) -> None:
+        self._amdsmi = amdsmi
+        self._starts, self._calls = Deadlines[str, str](), Deadlines[int, Reading]()
+        self._handles: list[Any] | None = None
+
+    def read(self) -> Readings:
+        """Read every device at the same time; one that doesn't answer holds up no other."""
+        if self._handles is None:
+            failure = self._starts.call({"start": self._start}, _START_TIMEOUT)
+            if self._handles is None:
+                why = failure.get("start") or f"no answer within {_START_TIMEOUT:g} s"
+                return Readings(error=f"amdsmi: {why}", source=_SOURCE)
+        asked = {
+            index: functools.partial(_device, self._amdsmi, index, handle) for index, handle in enumerate(self._handles)
+        }
+        answers = self._calls.call(asked, _CALL_TIMEOUT)
+        silent = f"amdsmi: no answer within {_CALL_TIMEOUT:g} s"
+        devices = [answers.get(index) or Reading(index=index, faulty=silent) for index in asked]
+        return Readings(devices=devices, source=_SOURCE)
+
+    def _start(self) -> str:
+        """Load the library and find the devices; return why it can't be, which is tried again the next time."""
+        try:
+            self._amdsmi.amdsmi_init()
+            self._handles = self._amdsmi.amdsmi_get_processor_handles()
+        except self._amdsmi.AmdSmiException as error:
+            return str(error)
+        return ""
 
 
 def _device(amdsmi: Any, index: int, handle: Any) -> Reading:
