@@ -6,6 +6,7 @@ in, what must come out, and how much work that is. Its module must import withou
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from flagperf.sweep import SweepCase
@@ -29,12 +30,12 @@ class Unsupported(Exception):
     """Raised by a provider for inputs that it can't take, with the reason."""
 
 
-class KernelCase(SweepCase):
-    """One computation at many sizes."""
+class Kernel:
+    """One computation: what goes in, what must come out, and how much work that is."""
 
     backward: ClassVar[bool] = False
     """Whether the gradients of the inputs are what is timed and judged; the forward pass is off the clock then."""
-    tolerances: ClassVar[dict[str, tuple[float, float]]] = {
+    tolerances: Mapping[str, tuple[float, float]] = {
         "fp64": (1e-12, 1e-10),
         "fp32": (1e-5, 1e-4),
         "fp16": (2e-3, 1e-2),
@@ -61,6 +62,28 @@ class KernelCase(SweepCase):
     def memory(self, dims: dict[str, Any], provider: str) -> float:
         """Predict the bytes that a provider needs beyond the inputs: what can't fit isn't tried."""
         return 0.0
+
+    def bind(
+        self, function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], arguments: dict[str, Any]
+    ) -> Callable[..., Any]:
+        """Return what is called at a point, given a provider's function: that itself, unless it's made to order.
+
+        Called off the clock: `first_call` is what the first call of the result takes. Raises Unsupported.
+        A result with an attribute `around` is called in the contexts that this returns, a new one each round.
+        """
+        return function
+
+    def comparable(self, result: Any, inputs: Sequence[torch.Tensor], arguments: dict[str, Any]) -> Any:
+        """Return what is held against the reference: the result, unless the inputs alone don't settle it."""
+        return result
+
+
+class KernelCase(Kernel, SweepCase):
+    """One computation at many sizes, or several: then `kernel` returns the one of a point."""
+
+    def kernel(self, dims: dict[str, Any]) -> Kernel:
+        """Return what is computed at a point."""
+        return self
 
     def measure(self, context: RankContext) -> None:
         """Measure every provider at every point."""

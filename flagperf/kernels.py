@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from statistics import median
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from flagperf.context import RankContext
 from flagperf.kernel import KernelCase, Unsupported
-from flagperf.measure.inputs import Inputs
+from flagperf.measure.inputs import DTYPES, Inputs
 from flagperf.measure.roofs import last_level_cache, measured_roofs
 from flagperf.measure.timer import Rounds, Timer, in_turn
 from flagperf.schema.event import Key
@@ -87,21 +87,21 @@ def measure_point(
         return
     for name, function in providers.items():
         try:
-            check_room(context, case, sets, name)
+            check_room(context, sets, name)
             runs[name] = ProviderRun(name, sets, function)
         except Exception as error:  # a provider may raise anything; what it is goes into the journal
             yield not_measured(at, name, error)
     taken: dict[str, Rounds] = {}
     while runs and not taken:
         try:
-            with sets.grad_mode():
+            with sets.grad_mode(), ExitStack() as entered:
                 taken = in_turn(
                     timer,
                     {name: run.call for name, run in runs.items()},
                     warmup=protocol.warmup,
                     rounds=protocol.steps,
                     seconds=protocol.seconds,
-                    before=lambda name: runs[name].turn(),
+                    before=lambda name: runs[name].turn(entered),
                 )
         except Exception as error:  # the others begin again without it
             failed = [name for name, run in runs.items() if run.call.failed]
@@ -131,9 +131,9 @@ class DoesNotFit(Exception):
     """Raised where a provider needs more memory than there is, by what its case predicts."""
 
 
-def check_room(context: RankContext, case: KernelCase, sets: InputSets, provider: str) -> None:
+def check_room(context: RankContext, sets: InputSets, provider: str) -> None:
     """Raise DoesNotFit where a provider is predicted to need more memory than is free."""
-    needed = case.memory(sets.dims, provider)
+    needed = sets.kernel.memory(sets.dims, provider)
     if needed > (room := _FREE * free_memory(context.runtime) / context.local_ranks):
         raise DoesNotFit(f"it needs {needed / 2**30:,.1f} GiB beyond its inputs; {room / 2**30:,.1f} GiB are free")
 
@@ -152,35 +152,46 @@ class InputSets:
     """
 
     def __init__(self, case: KernelCase, at: At, seed: int, runtime: Runtime) -> None:
-        self.case, self.at, self.runtime = case, at, runtime
+        self.at, self.runtime = at, runtime
         self.dims = dims = case.dims(at)
-        self.arguments = case.arguments(dims)
-        self.work = case.work(dims)
+        self.kernel = kernel = case.kernel(dims)
+        self.arguments = kernel.arguments(dims)
+        self.work = kernel.work(dims)
         dtype = str(dims.get("dtype", "fp32"))
-        self.tolerance = case.tolerances[dtype]
+        self._check_room(DTYPES[dtype].itemsize)
+        self.tolerance = kernel.tolerances[dtype]
         self.cold = dims.get("cache") == "cold"
         make = Inputs(seed, dtype, runtime.device)
-        self.inputs = [case.inputs(dims, make)]
+        self.inputs = [kernel.inputs(dims, make)]
         size = max(1, sum(tensor.nbytes for tensor in self.inputs[0]))
         wanted = -(-2 * last_level_cache(runtime.device) // size) + 1 if self.cold else 2
         room = int(free_memory(runtime) / 8 // size)
         while len(self.inputs) < min(max(wanted, 2), _SETS, max(room, 1)):
-            self.inputs.append(case.inputs(dims, make))
+            self.inputs.append(kernel.inputs(dims, make))
         self._references: dict[int, tuple[torch.Tensor, ...]] = {}
-        if case.backward:
+        if kernel.backward:
             for tensor in (tensor for several in self.inputs for tensor in several):
                 tensor.requires_grad_(tensor.is_floating_point())
 
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def _check_room(self, itemsize: int) -> None:
+        """Raise DoesNotFit where inputs and results can't all be there, or not in float64 on the host."""
+        size, exact = self.work.bytes, self.work.bytes * 8 / itemsize
+        if size > _FREE * free_memory(self.runtime) or exact > _FREE * psutil.virtual_memory().available:
+            told = f"{size / 2**30:,.1f} GiB, {exact / 2**30:,.1f} GiB in float64 on the host"
+            raise DoesNotFit(f"inputs and results are {told}")
+
     def grad_mode(self) -> AbstractContextManager[object]:
         """Return the context that calls are made in."""
-        return torch.set_grad_enabled(self.case.backward)
+        return torch.set_grad_enabled(self.kernel.backward)
 
-    def judge(self, result: Any, number: int) -> Accuracy:
-        """Hold a result for the set of this number against float64."""
-        return compare(tensors(result), self.reference(number), self.tolerance)
+    def judge(self, result: Any, number: int, place: int | None = None) -> Accuracy:
+        """Hold a result for the set of this number, which lay in another one's place if that is said, to float64."""
+        inputs = self.inputs[number if place is None else place]
+        told = self.kernel.comparable(result, inputs, self.arguments)
+        return compare(tensors(told), self.reference(number), self.tolerance)
 
     def reference(self, number: int) -> tuple[torch.Tensor, ...]:
         """Return the right result for the set of this number, computed once."""
@@ -210,12 +221,12 @@ class InputSets:
             tensor.detach().cpu().double() if tensor.is_floating_point() else tensor.detach().cpu()
             for tensor in self.inputs[number]
         )
-        if not self.case.backward:
+        if not self.kernel.backward:
             with torch.no_grad():
-                return tensors(self.case.reference(*exact, **self.arguments))
+                return tensors(self.kernel.reference(*exact, **self.arguments))
         with torch.enable_grad():
             wanted = [tensor.requires_grad_() for tensor in exact if tensor.is_floating_point()]
-            out = self.case.reference(*exact, **self.arguments)
+            out = self.kernel.reference(*exact, **self.arguments)
             return torch.autograd.grad(out, wanted, upstream(out))
 
 
@@ -243,9 +254,12 @@ class ProviderRun:
     """A provider at a point: the call to be timed, and what was seen of it before the clock started."""
 
     def __init__(self, provider: str, sets: InputSets, function: Function) -> None:
-        self.provider, self.sets, self.function = provider, sets, function
+        self.provider, self.sets = provider, sets
+        self.function = sets.kernel.bind(function, sets.inputs[0], sets.arguments)
+        self.around: Callable[[], AbstractContextManager[object]] = getattr(self.function, "around", nullcontext)
+        """What a round is made in."""
         runtime = sets.runtime
-        with sets.grad_mode():
+        with sets.grad_mode(), self.around():
             runtime.synchronize()
             began = time.perf_counter()
             result = self._whole(0)
@@ -258,11 +272,13 @@ class ProviderRun:
             self.call = Rotation([self._prepared(place) for place in range(len(sets))], int(sets.cold))
             """What is timed: of gradients, for a graph that was made off the clock."""
 
-    def turn(self) -> None:
-        """Before a round, off the clock: take the other inputs, and leave NaN where results will be put.
+    def turn(self, entered: ExitStack) -> None:
+        """Before a round, off the clock: enter what it's made in, take the other inputs, leave NaN for the results.
 
         Memory that a call doesn't write shows then. Two blocks, as the last result is there while the next is made.
         """
+        entered.close()
+        entered.enter_context(self.around())
         self.call.offset += 1 - self.call.step
         held = []
         for shape, dtype, device in self.like:
@@ -274,8 +290,8 @@ class ProviderRun:
         sets = self.sets
         accuracy = worst(self.accuracy, sets.judge(result, self.call.place(number)))
         if accuracy.wrong == 0 and len(sets) > 1:
-            with sets.grad_mode(), sets.exchanged():
-                accuracy = worst(accuracy, sets.judge(self._whole(0), 1))
+            with sets.grad_mode(), self.around(), sets.exchanged():
+                accuracy = worst(accuracy, sets.judge(self._whole(0), 1, place=0))
         right = accuracy.wrong == 0
         return Samples(
             at=sets.at,
@@ -291,14 +307,14 @@ class ProviderRun:
         )
 
     def _prepared(self, place: int) -> Callable[[], Any]:
-        if not self.sets.case.backward:
+        if not self.sets.kernel.backward:
             return partial(self.function, *self.sets.inputs[place], **self.sets.arguments)
         out, wanted, upwards = self._graph(place)
         return partial(torch.autograd.grad, out, wanted, upwards, retain_graph=True)
 
     def _whole(self, place: int) -> Any:
         """Compute from the inputs on: gradients with their forward pass."""
-        if not self.sets.case.backward:
+        if not self.sets.kernel.backward:
             return self._prepared(place)()
         return torch.autograd.grad(*self._graph(place))
 

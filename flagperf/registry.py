@@ -34,6 +34,7 @@ from flagperf.schema.manifest import (
     Requirement,
     VendorManifest,
 )
+from flagperf.settings import merged
 
 M = TypeVar("M", bound=Manifest)
 
@@ -68,7 +69,8 @@ class Registry(Generic[M]):
             return self._scan()[name][0]
         except KeyError:
             for path, why in self.broken.items():
-                if Path(path).stem == name.rsplit("/", 1)[-1] or Path(path).parent.name == name:
+                member = path.rpartition("[")[2].removesuffix("]")
+                if {Path(path).stem, member} & set(name.split("/")) or Path(path).parent.name == name:
                     raise PluginError(f"The {self.kind} {name!r} can't be read: {why}", f"Mend {path}.") from None
             raise UnknownName(self.kind, name, self._scan()) from None
 
@@ -134,22 +136,34 @@ class Registry(Generic[M]):
         if self._found is None:
             known: dict[str, tuple[M, Found]] = {}
             for found in self._manifests():
-                try:
-                    manifest = msgspec.convert(tomllib.loads(found.path.read_text("utf-8")), self.manifest)
-                except (OSError, ValueError) as error:  # TOML and validation errors are ValueErrors
-                    self.broken[str(found.path)] = str(error)
-                    continue
-                if manifest.name in known:
-                    first = known[manifest.name][1].path
-                    if first.resolve() == found.path.resolve():  # named twice, or installed and named
-                        continue
-                    raise PluginError(
-                        f"Two {self.kind}s are called {manifest.name!r}: {first} and {found.path}",
-                        "Rename one, or leave its folder out.",
-                    )
-                known[manifest.name] = (manifest, found)
+                for manifest in self._read(found.path):
+                    if manifest.name in known:
+                        first = known[manifest.name][1].path
+                        if first.resolve() == found.path.resolve():  # named twice, or installed and named
+                            continue
+                        raise PluginError(
+                            f"Two {self.kind}s are called {manifest.name!r}: {first} and {found.path}",
+                            "Rename one, or leave its folder out.",
+                        )
+                    known[manifest.name] = (manifest, found)
             self._found = known
         return self._found
+
+    def _read(self, path: Path) -> Iterator[M]:
+        """Return a file's manifest and those of its members; what can't be read is put with the broken ones."""
+        try:
+            raw = _told(path)
+            whole = msgspec.convert(raw, self.manifest)
+            names = _member_names(raw)
+        except (OSError, ValueError) as error:  # TOML and validation errors are ValueErrors
+            self.broken[str(path)] = str(error)
+            return
+        yield whole
+        for name in names:
+            try:
+                yield msgspec.convert(_member(raw, name), self.manifest)
+            except ValueError as error:
+                self.broken[f"{path} [{name}]"] = str(error)
 
     def _manifests(self) -> Iterator[Found]:
         for base, package in self._places():
@@ -172,6 +186,42 @@ class Registry(Generic[M]):
                 yield Path(base), entry.value
         for folder in self.folders:
             yield folder, _package(folder)
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """Return what a manifest's file says, over what the one says that it is like."""
+    own = tomllib.loads(path.read_text("utf-8"))
+    if not isinstance(name := own.get("like", ""), str) or not name:
+        return own
+    base = tomllib.loads(path.with_name(name).read_text("utf-8"))
+    return {**merged(base, own), "presets": {**base.get("presets", {}), **own.get("presets", {})}}
+
+
+def _member_names(raw: dict[str, Any]) -> list[str]:
+    """Return the names of a manifest's members; raise ValueError where it says that it has some and has none."""
+    group = raw.get("members", "")
+    members = raw.get("settings", {}).get(group) if group else {}
+    if group and not (isinstance(members, dict) and members):
+        raise ValueError(f"its members are settings.{group}, which is no table of them")
+    return list(members)
+
+
+def _member(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the manifest of one member: its family's, with that member only."""
+    group, (room, _, own) = raw["members"], raw["name"].rpartition("/")
+    entry = raw["settings"][group][name]
+    if not isinstance(entry, dict):
+        raise ValueError(f"settings.{group}.{name} is no table")
+    if name == own or "/" in name:
+        raise ValueError(f"a member of {raw['name']} can't be called {name!r}")
+    return {
+        **{key: value for key, value in raw.items() if key not in ("members", "contests", "claims")},
+        "name": f"{room}/{name}" if room else name,
+        "family": raw["name"],
+        "title": f"{raw['title']}: {name}",
+        "title_zh": f"{raw.get('title_zh') or raw['title']}：{name}",
+        "settings": {**raw["settings"], group: {name: entry}},
+    }
 
 
 class VendorRegistry(Registry[VendorManifest]):

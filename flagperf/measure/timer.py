@@ -129,14 +129,19 @@ def in_turn(
     warmup: int,
     rounds: int,
     seconds: float,
+    shortest: float = SHORTEST,
     before: Callable[[str], None] | None = None,
 ) -> dict[str, Rounds]:
     """Measure calls in turn: at least `rounds` rounds of each, and more until each has had about `seconds`.
 
-    `before` is told, off the clock, whose round comes next.
+    A round lasts `shortest` seconds at least. `before` is told, off the clock, whose round comes next.
     """
     names = list(calls)
-    sizes = {name: timer.calibrate(call, max(SHORTEST, seconds / MOST_ROUNDS)) for name, call in calls.items()}
+    sizes = {}
+    for name, call in calls.items():
+        if before is not None:
+            before(name)
+        sizes[name] = timer.calibrate(call, max(shortest, seconds / MOST_ROUNDS))
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     last: dict[str, Any] = dict.fromkeys(calls)
     spent = 0.0

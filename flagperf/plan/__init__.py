@@ -15,7 +15,7 @@ from flagperf.plan.arms import parse_arms
 from flagperf.plan.contests import contest_trials, named_contest
 from flagperf.plan.options import Options
 from flagperf.plan.sweeps import sweep_trial
-from flagperf.plan.trials import alone, check_link, interleaved, rank_count, sized, template
+from flagperf.plan.trials import alone, check_link, interleaved, plain, rank_count, sized, template
 from flagperf.plan.vendors import choose_vendor
 from flagperf.registry import Registries
 from flagperf.schema.contest import Arm
@@ -49,7 +49,7 @@ def plan(options: Options, registries: Registries, *, commit: str | None = None)
         baseline = _baseline(options, arms, trials) if training else trials[0].providers[0]
     now = datetime.now(UTC)
     return Run(
-        id=f"{now:%Y%m%d-%H%M%S}-{options.cases[0].replace('/', '-')}-{options.preset}",
+        id=f"{now:%Y%m%d-%H%M%S}-{plain(options.cases[0])}-{options.preset}",
         created=now.isoformat(timespec="seconds"),
         command=list(sys.argv),
         flagperf=__version__,
@@ -68,7 +68,7 @@ def _matching(asked: str, registries: Registries) -> list[str]:
     found = fnmatch.filter(registries.cases.names(), asked)
     if not found:
         raise UnknownName("case", asked, registries.cases.names())
-    return found
+    return [name for name in found if registries.cases.get(name).family not in found]  # in it they are measured anyway
 
 
 def _baseline(options: Options, arms: Sequence[Arm], trials: Sequence[Trial]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,11 +55,12 @@ def sized(
     rules = _protocol(manifest, preset, protocol or {}, options)
     case: type[Case] = registries.cases.load(name)
     asked = {key: value for key, value in options.settings.items() if key != "protocol"}
-    settings = case.check(merged(merged(manifest.settings, preset.settings), asked))
+    proper = merged(manifest.settings, preset.settings)
+    if options.dtype and "dtype" in proper.get("sweep", {}):  # a sweep's data types are an axis
+        proper = merged(proper, {"sweep": {"dtype": options.dtype.split(",")}})
+    settings = case.check(merged(proper, asked))
     dtype = options.dtype or preset.dtype
-    if "sweep" in settings:  # its data types are an axis
-        if options.dtype and "dtype" in settings["sweep"]:
-            settings = merged(settings, {"sweep": {"dtype": options.dtype.split(",")}})
+    if "sweep" in settings:
         swept = settings["sweep"].get("dtype", [])
     else:
         swept = [dtype]
@@ -193,7 +195,12 @@ def interleaved(templates: Sequence[Trial], first: int) -> list[Trial]:
 
 def trial_id(place: int, trial: Trial) -> str:
     """Return the name of the trial at this place of a run."""
-    return f"{place:03d}-{trial.case.replace('/', '-') if trial.swept else trial.engine}"
+    return f"{place:03d}-{plain(trial.case) if trial.swept else trial.engine}"
+
+
+def plain(case: str) -> str:
+    """Return a case's name, or a pattern of names, as a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", case.replace("*", "all"))
 
 
 def alone(name: str, options: Options, registries: Registries) -> Trial:

@@ -86,6 +86,22 @@ class ContestManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Overrides of the preset's protocol."""
 
 
+class SurveyManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A survey that a case declares: its throughput over rank counts and layouts."""
+
+    title: str
+    title_zh: str
+    summary: str
+    engines: list[str]
+    """As `--engine` takes them: the first is scaled, the layouts of all that are installed are searched."""
+    base: str = ""
+    """Engine that takes the first's place on one rank, where nothing is to be communicated; empty: itself."""
+    budget: float
+    """Seconds for the search unless the user says."""
+    protocol: dict[str, Any] = {}
+    """Overrides of the preset's protocol."""
+
+
 class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A named size of a case."""
 
@@ -111,6 +127,8 @@ class ProviderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """torch's device types it works on; empty for any."""
     default: bool = True
     """Measured unless the user says which ones are to be."""
+    optional_on: list[str] = []
+    """torch's device types on which it's measured only if asked for: it takes long there."""
 
 
 class CaseManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,8 +148,17 @@ class CaseManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Of a kernel case: what it computes, as vendors call it that bring kernels of their own: `attention` …"""
     providers: dict[str, ProviderManifest] = {}
     """Of a sweep, the baseline first."""
+    like: str = ""
+    """A manifest in the same folder which says what this one doesn't: keys of tables one by one, presets as a whole."""
+    members: str = ""
+    """A group of its settings of which every entry makes a case of its own, beside this one: of `operators/*`, whose
+    members are `operators`, the entry `softmax` makes `operators/softmax`, which differs in having that entry only."""
+    family: str = ""
+    """Of such a case: the one that it's a member of."""
     contests: dict[str, ContestManifest] = {}
     """By the name that `flagperf run` takes in place of the case's."""
+    surveys: dict[str, SurveyManifest] = {}
+    """Likewise."""
     claims: list[Claim] = []
     """What has been published on engines that run this case."""
 
