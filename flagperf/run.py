@@ -28,7 +28,7 @@ from flagperf.journal import Journal
 from flagperf.launchers import Launcher
 from flagperf.measure.environment import snapshot
 from flagperf.measure.peak import measured_peak
-from flagperf.plan.contests import further
+from flagperf.plan import further
 from flagperf.registry import Registries
 from flagperf.schema.event import PREFIX, Key, Step
 from flagperf.schema.result import Result

@@ -38,6 +38,30 @@ def parse_assignment(text: str) -> dict[str, Any]:
     return dict(value)
 
 
+def parse_whole_numbers(option: str, text: str) -> list[int]:
+    """Read `1,2,4` into numbers; raise UsageError for anything else, and for one below 1."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UsageError(f"{option} takes whole numbers from 1 on, not {text!r}.", f"For example {option} 1,2,4")
+    return numbers
+
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+def parse_duration(text: str) -> float:
+    """Read `90s`, `10min` or `1h30min` into seconds; raise UsageError for anything else, and for no time at all."""
+    match = _DURATION.fullmatch("".join(text.split()))
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    total = hours * 3600 + minutes * 60 + seconds
+    if not total > 0:
+        raise UsageError(f"A time is written with its unit, not {text!r}.", "For example 90s, 10min or 1h30min")
+    return total
+
+
 def typed(settings: Mapping[str, Any], kind: type[T]) -> T:
     """Return the settings as a typed struct; a wrong or unknown key is a UsageError that says which ones there are."""
     try:

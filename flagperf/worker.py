@@ -73,7 +73,7 @@ def rank_context(trial: Trial, journal: Journal) -> RankContext:
         world_size=int(os.environ["WORLD_SIZE"]),
         local_rank=local_rank,
         local_ranks=local_ranks,
-        runtime=vendor.runtime(local_rank, local_ranks, trial.threads),
+        runtime=vendor.runtime(local_rank, max(local_ranks, trial.slots), trial.threads),
         journal=journal,
         registries=registries,
     )

@@ -20,6 +20,7 @@ class What(StrEnum):
     cases = "cases"
     presets = "presets"
     contests = "contests"
+    surveys = "surveys"
     engines = "engines"
     vendors = "vendors"
     launchers = "launchers"
@@ -30,7 +31,7 @@ def list_(
     what: Annotated[What, typer.Argument(help="What to list.")] = What.cases,
     json: common.JSON = False,
 ) -> None:
-    """List what can be run: cases, presets, contests, engines, vendors, launchers, metrics.
+    """List what can be run: cases, presets, contests, surveys, engines, vendors, launchers, metrics.
 
     Example: flagperf list engines
     """
@@ -68,6 +69,12 @@ def _rows(what: What) -> list[dict[str, Any]]:
             {"name": name, "case": case.name, "compares": f"{c.candidate} with {c.baseline}", "summary": c.summary}
             for case in registries.cases.all()
             for name, c in case.contests.items()
+        ]
+    if what is What.surveys:
+        return [
+            {"name": name, "case": case.name, "of": ", ".join(s.engines), "summary": s.summary}
+            for case in registries.cases.all()
+            for name, s in case.surveys.items()
         ]
     if what is What.presets:
         return [

@@ -49,6 +49,10 @@ def show(run: Run, registries: Registries, nodes: Nodes, *, json: bool) -> None:
             f"trials or more: {', '.join(map(str, run.contest.arms))}, and the best layouts where they are others.",
             soft_wrap=True,
         )
+    if run.survey is not None:
+        from flagperf.cli.survey import print_plan
+
+        print_plan(run.survey)
     out.print(
         "Memory is by formula, without what the framework itself takes. Time assumes half of the GEMM peak, which a "
         "first run measures.",

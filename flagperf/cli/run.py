@@ -19,7 +19,7 @@ def run(
     cases: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="CASE…", help="As `flagperf list cases` names them; or a contest of `flagperf list contests`."
+            metavar="CASE…", help="Of `flagperf list cases`; or one of `flagperf list contests` or `surveys`."
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="Size of the case.")] = "tiny",
@@ -38,11 +38,23 @@ def run(
         ),
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search/--no-search", help="Look for the best layout of each engine compared.")
+        bool, typer.Option("--search/--no-search", help="Look for the best layouts in a contest or survey.")
     ] = True,
     memory_budget: Annotated[
         float | None,
         typer.Option(min=1, help="MiB of the allocator in which best layouts must fit.", show_default="any"),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="How long a survey looks for the best layout: 10min.", show_default="the survey's"
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANKS", help="Rank counts of a survey: 1,2,4.", show_default="halves of --ranks, down to 1"
+        ),
     ] = None,
     vendor: Annotated[
         str, typer.Option(help="Whose devices; auto takes an accelerator if one is usable, else the CPU.")
@@ -107,7 +119,7 @@ def run(
     from flagperf.errors import UsageError
     from flagperf.schema.link import Link
     from flagperf.schema.trial import Nodes
-    from flagperf.settings import merged, parse_assignment
+    from flagperf.settings import merged, parse_assignment, parse_duration, parse_whole_numbers
 
     registries = common.registries()
     where = Nodes(count=nodes, index=node_rank, rendezvous=rdzv)
@@ -125,6 +137,8 @@ def run(
             compare=compare,
             search=search,
             memory_budget=None if memory_budget is None else int(memory_budget * 2**20),
+            budget=None if budget is None else parse_duration(budget),
+            scale=parse_whole_numbers("--scale", scale) if scale else [],
             layout=layout,
             vendor=vendor,
             ranks=ranks,
@@ -173,10 +187,15 @@ def run(
     else:
         from flagperf.cli import tables
 
-        tables.print_results(output.results)
+        if output.survey is None:  # its own tables tell batches and ranks apart
+            tables.print_results(output.results)
         tables.print_comparisons(output.comparisons)
         if output.contest is not None:
             tables.print_contest(output.contest)
+        if output.survey is not None:
+            from flagperf.cli.survey import print_survey
+
+            print_survey(output.survey, output.run)
     again = f"flagperf run --resume {shlex.quote(str(folder))}"
     if isinstance(error, KeyboardInterrupt):
         common.err().print(f"Interrupted. What was measured is kept; go on with: {again}", soft_wrap=True)
@@ -220,14 +239,21 @@ def _resumed(folder: Path, context: typer.Context) -> Run:
 
 def _collect(folder: Path, run: Run) -> RunOutput:
     """Read back from the folder what was measured, and compare."""
+    from flagperf.collect import survey
     from flagperf.collect.contest import compared, told
     from flagperf.collect.store import Store
     from flagperf.schema.result import RunOutput
 
     store = Store([folder])
-    results = store.results()
-    comparisons = compared(run, results, store.curves())
-    return RunOutput(run=str(folder), results=results, comparisons=comparisons, contest=told(run, results, comparisons))
+    results, curves = store.results(), store.curves()
+    comparisons = compared(run, results, curves)
+    return RunOutput(
+        run=str(folder),
+        results=results,
+        comparisons=comparisons,
+        contest=told(run, results, comparisons),
+        survey=survey.told(run, results, curves),
+    )
 
 
 def _report(folder: Path) -> None:

@@ -73,6 +73,19 @@ def compare_arms(
     return found
 
 
+def compare_results(
+    candidate: tuple[str, Sequence[Result]],
+    baseline: tuple[str, Sequence[Result]],
+    metrics: Sequence[str] | None = None,
+    *,
+    curves: Curves | None = None,
+) -> list[Comparison]:
+    """Compare two arms that the caller has put together, each with its name; their batches must be the same ones."""
+    if not candidate[1] or not baseline[1]:
+        return []
+    return _Arms(candidate[0], list(candidate[1]), baseline[0], list(baseline[1]), curves or {}).compare(metrics)
+
+
 def compare_runs(
     candidate: Sequence[Result],
     baseline: Sequence[Result],
@@ -146,7 +159,7 @@ class _Arms:
         self.names = candidate, baseline
         self.everything = candidates, baselines
         self.valid = [[result for result in arm if result.verdict == "valid"] for arm in (candidates, baselines)]
-        self.pairs = _pairs(*self.valid)
+        self.pairs = pairs(*self.valid)
         self.curves = curves
         self.notes = [*self._left_out(), *self._apart(), *_environments(*self.valid)]
         self.gate = self._gate()
@@ -261,7 +274,7 @@ class _Arms:
             yield f"at step {step}", _relative(a[step], b[step])
 
 
-def _pairs(candidates: Sequence[Result], baselines: Sequence[Result]) -> list[tuple[Result, Result]]:
+def pairs(candidates: Sequence[Result], baselines: Sequence[Result]) -> list[tuple[Result, Result]]:
     """Return the trials that were run as pairs: of one run, with the same number and seed."""
     partner: dict[tuple[str, int, int], Result] = {}
     for result in baselines:

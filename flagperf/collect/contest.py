@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import msgspec
 
+from flagperf.collect import survey
 from flagperf.collect.compare import Curves, compare, compare_arms
+from flagperf.collect.search import fastest, outcome
 from flagperf.collect.sweeps import compare_points
 from flagperf.metrics import metric
 from flagperf.schema.contest import Arm, Contest, Ladder, Question
@@ -26,61 +27,14 @@ def tried(contest: Contest, ladder: Ladder, results: Sequence[Result]) -> list[T
         result = found.get((ladder.engine, str(layout)))
         if result is None:
             break
-        done.append(_tried(contest, Arm(ladder.engine, layout), result))
+        done.append(outcome(Arm(ladder.engine, layout), result, contest.memory_budget))
     return done
 
 
-def _tried(contest: Contest, arm: Arm, result: Result) -> Tried:
-    leading, allocated = (result.metrics.get(name) for name in (_LEADING, "memory_peak_allocated"))
-    speed = leading.value if leading else None
-    memory = allocated.value if allocated else None
-    verdict: Literal["fits", "too big", "failed"] = "fits"
-    why = ""
-    if any(reason.code == "out_of_memory" for reason in result.reasons):
-        verdict = "too big"
-    elif result.verdict == "invalid" or speed is None:
-        verdict, why = "failed", result.reasons[0].message if result.reasons else "no speed was measured"
-    elif contest.memory_budget is not None:
-        if memory is None:
-            verdict, why = "failed", "its memory couldn't be measured, so it isn't known whether it fits"
-        elif memory * _MIB > contest.memory_budget:
-            verdict = "too big"
-    return Tried(
-        arm=arm,
-        trial=result.id,
-        verdict=verdict,
-        tokens_per_second=speed,
-        low=leading.low if leading else None,
-        high=leading.high if leading else None,
-        memory_mib=memory,
-        why=why,
-    )
-
-
 def best(contest: Contest, engine: str, results: Sequence[Result]) -> Arm | None:
-    """Return the fastest layout of an engine among those that were tried and fit; None if none does.
-
-    The layout that was named gives way only to one that is surely faster, by the intervals over their steps: else
-    noise would choose, and what it chose would cost another arm of trials to measure.
-    """
-    fitting = [
-        each
-        for ladder in contest.ladders
-        if ladder.engine == engine
-        for each in tried(contest, ladder, results)
-        if each.verdict == "fits"
-    ]
-    if not fitting:
-        return None
-    fastest = max(fitting, key=lambda each: each.tokens_per_second or 0.0)
-    for each in fitting:
-        if each.arm in contest.arms and not _surely_faster(fastest, each):
-            return each.arm
-    return fastest.arm
-
-
-def _surely_faster(one: Tried, other: Tried) -> bool:
-    return one.low is not None and other.high is not None and one.low > other.high
+    """Return the fastest layout of an engine among those that were tried and fit; None if none does."""
+    ladders = [ladder for ladder in contest.ladders if ladder.engine == engine]
+    return fastest([each for ladder in ladders for each in tried(contest, ladder, results)], contest.arms)
 
 
 def sides(contest: Contest, results: Sequence[Result]) -> dict[Question, tuple[Arm | None, Arm | None]]:
@@ -136,9 +90,11 @@ def _nothing_fits(contest: Contest, question: Question, candidate: Arm | None, b
 
 
 def compared(run: Run, results: Sequence[Result], curves: Curves | None = None) -> list[Comparison]:
-    """Return a run's comparisons: the answers to its contest, else each arm against the baseline."""
+    """Return a run's comparisons: the answers to its contest or survey, else each arm against the baseline."""
     if run.contest is not None:
         return answers(run, results, run.contest, curves)
+    if run.survey is not None:
+        return survey.answers(run, results, curves)
     swept = compare_points(results)
     several = len({(result.engine, result.layout) for result in results if not result.points}) > 1
     training = [result for result in results if not result.points]

@@ -151,6 +151,8 @@ class HarnessJournal:
     started: set[str] = field(default_factory=set)
     environments: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Trial → `before` or `after` → the snapshot."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Trial → how long it took, the looks at the machine around it included."""
     prepared: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Trial → what its case made ready: the data, say."""
     interrupted: bool = False
@@ -361,6 +363,7 @@ def read_harness(run_dir: Path) -> HarnessJournal:
                 whole.outcomes[trial] = outcome
         whole.started |= node.started
         whole.environments = node.environments | whole.environments
+        whole.seconds = node.seconds | whole.seconds
         whole.prepared = node.prepared | whole.prepared
         whole.interrupted = whole.interrupted or node.interrupted
         whole.flaws.update(node.flaws)
@@ -369,11 +372,13 @@ def read_harness(run_dir: Path) -> HarnessJournal:
 
 def _read_node(path: Path) -> HarnessJournal:
     harness = HarnessJournal()
+    began: dict[str, int] = {}
     reader = Reader(path)
     try:
         for event in reader:
             value = event.value if isinstance(event.value, dict) else {}
             if event.key == Key.TRIAL_START:
+                began[str(value.get("id"))] = _ns(event)
                 harness.interrupted = False  # resumed
                 harness.started.add(str(value.get("id")))
                 harness.outcomes.pop(str(value.get("id")), None)
@@ -385,7 +390,9 @@ def _read_node(path: Path) -> HarnessJournal:
                 except msgspec.ValidationError:
                     harness.flaws["malformed"] += 1
                 else:
-                    harness.outcomes[str(value.get("id"))] = outcome
+                    name = str(value.get("id"))
+                    harness.outcomes[name] = outcome
+                    harness.seconds[name] = max(0.0, (_ns(event) - began.get(name, _ns(event))) / 1e9)
             elif event.key == Key.ENVIRONMENT:
                 moments = harness.environments.setdefault(str(value.get("trial")), {})
                 moments[str(value.get("when"))] = value

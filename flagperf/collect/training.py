@@ -203,17 +203,30 @@ def _bytes(values: dict[str, MetricValue], name: str, amounts: Sequence[float | 
         _put(values, name, _over_ranks(name, known) / _MIB, n=len(known))
 
 
-def _communication(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> None:
+PARTS = ("seconds", "communication", "exposed", "compute", "idle")
+"""Of a step under the profiler."""
+
+
+def profiled(ranks: Sequence[RankJournal]) -> list[dict[str, float]]:
+    """Return each rank's PARTS, seconds a step; nothing unless all ranks tell of theirs what the first three are."""
     told = [rank.last(Key.COMMUNICATION) for rank in ranks]
-    rows = [[number(each.get(name)) for name in ("seconds", "communication", "exposed")] for each in told]
-    known = [[x for x in row if x is not None] for row in rows]
-    if not known or any(len(row) < 3 or row[0] <= 0 for row in known):
+    rows = [{name: x for name in PARTS if (x := number(each.get(name))) is not None} for each in told]
+    return rows if all({*PARTS[:3]} <= row.keys() and row["seconds"] > 0 for row in rows) else []
+
+
+def _communication(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> None:
+    known = profiled(ranks)
+    if not known:
         return
     for name, series in (
-        ("communication_time", [row[1] for row in known]),
-        ("communication_exposed", [row[2] for row in known]),
-        ("communication_exposed_share", [row[2] / row[0] for row in known]),
+        ("communication_time", [row["communication"] for row in known]),
+        ("communication_exposed", [row["exposed"] for row in known]),
+        ("communication_exposed_share", [row["exposed"] / row["seconds"] for row in known]),
+        ("compute_time", [row["compute"] for row in known if "compute" in row]),
+        ("idle_time", [row["idle"] for row in known if "idle" in row]),
     ):
+        if len(series) < len(known):
+            continue
         _put(values, name, _over_ranks(name, series), n=len(series))
 
 

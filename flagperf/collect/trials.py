@@ -22,7 +22,7 @@ from flagperf.collect.journals import (
     read_telemetry,
 )
 from flagperf.collect.sweeps import sweep_metrics, sweep_points
-from flagperf.collect.training import Window, peak_flops, training_metrics, window
+from flagperf.collect.training import Window, peak_flops, profiled, training_metrics, window
 from flagperf.schema.event import Key
 from flagperf.schema.result import Result
 from flagperf.schema.trial import Run, Trial
@@ -76,6 +76,8 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
             **_facts(trial, ranks),
             "device_energy": _device_energy(ranks, steps, telemetry),
             "attempts": attempts,
+            "seconds": harness.seconds.get(trial.id),
+            "steps_profiled": profiled(ranks),
             "prepared": harness.prepared.get(trial.id, {}),
             "environment": _environment(trial, harness.environments.get(trial.id, {})),
         },
@@ -106,6 +108,7 @@ def _facts(trial: Trial, ranks: Sequence[RankJournal]) -> dict[str, Any]:
         "settings_digest": settings_digest(trial),
         "loss_band": trial.protocol.loss_band,
         "minimum_effect": trial.protocol.minimum_effect,
+        **({"metrics": trial.metrics} if trial.swept else {}),
     }
 
 

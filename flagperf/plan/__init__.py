@@ -10,18 +10,19 @@ from datetime import UTC, datetime
 import msgspec
 
 from flagperf._version import __version__
-from flagperf.errors import UnknownName
+from flagperf.errors import UnknownName, UsageError
+from flagperf.plan import contests, surveys
 from flagperf.plan.arms import parse_arms
-from flagperf.plan.contests import contest_trials, named_contest
 from flagperf.plan.options import Options
 from flagperf.plan.sweeps import sweep_trial
 from flagperf.plan.trials import alone, check_link, interleaved, plain, rank_count, sized, template
 from flagperf.plan.vendors import choose_vendor
 from flagperf.registry import Registries
 from flagperf.schema.contest import Arm
+from flagperf.schema.result import Result
 from flagperf.schema.trial import Run, Trial
 
-__all__ = ["Options", "alone", "choose_vendor", "parse_arms", "plan"]
+__all__ = ["Options", "alone", "choose_vendor", "further", "parse_arms", "plan"]
 
 
 def plan(options: Options, registries: Registries, *, commit: str | None = None) -> Run:
@@ -29,10 +30,15 @@ def plan(options: Options, registries: Registries, *, commit: str | None = None)
     vendor = choose_vendor(options.vendor, registries)
     check_link(vendor, options, registries)
     registries.launchers.get(options.launcher)
-    contest = None
+    contest = survey = None
     trials: list[Trial] = []
-    if options.compare is not None or named_contest(options, registries) is not None:
-        contest, trials = contest_trials(options, vendor, registries)
+    if surveys.named_survey(options, registries) is not None:
+        survey, trials = surveys.survey_trials(options, vendor, registries)
+        baseline = str(survey.arm)
+    elif options.budget is not None or options.scale:
+        raise UsageError("--budget and --scale are for surveys.", "For example flagperf run parallel/throughput")
+    elif options.compare is not None or contests.named_contest(options, registries) is not None:
+        contest, trials = contests.contest_trials(options, vendor, registries)
         baseline = str(contest.baseline)
     else:
         names = [name for asked in options.cases for name in _matching(asked, registries)]
@@ -58,7 +64,13 @@ def plan(options: Options, registries: Registries, *, commit: str | None = None)
         trials=[msgspec.structs.replace(trial, link=options.link) for trial in trials],
         baseline=baseline,
         contest=contest,
+        survey=survey,
     )
+
+
+def further(run: Run, results: Sequence[Result]) -> list[Trial]:
+    """Return the trials that follow from the results of those planned so far; none when the run is complete."""
+    return contests.further(run, results) or surveys.further(run, results)
 
 
 def _matching(asked: str, registries: Registries) -> list[str]:

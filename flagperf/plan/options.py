@@ -21,9 +21,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     compare: tuple[str, str] | None = None
     """Candidate and baseline of a contest, each as `engines` takes it; in place of those."""
     search: bool = True
-    """Whether a contest looks for the best layout of each."""
+    """Whether a contest looks for the best layout of each, and a survey for the best of all."""
     memory_budget: int | None = None
-    """Bytes of the framework's allocator a rank in which a contest's best layouts must fit."""
+    """Bytes of the framework's allocator a rank in which the best layouts must fit."""
+    budget: float | None = None
+    """Seconds that a survey may look for the best layout."""
+    scale: list[int] = []
+    """Rank counts of a survey; empty for halves of the most, down to one."""
     layout: str = ""
     """For every engine, under what the engine's own item says."""
     vendor: str = "auto"

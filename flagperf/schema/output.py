@@ -74,6 +74,7 @@ class ListOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cases: list[dict[str, str | None]] | None = None
     presets: list[dict[str, str | None]] | None = None
     contests: list[dict[str, str | None]] | None = None
+    surveys: list[dict[str, str | None]] | None = None
     engines: list[dict[str, str | None]] | None = None
     vendors: list[dict[str, str | None]] | None = None
     launchers: list[dict[str, str | None]] | None = None

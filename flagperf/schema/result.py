@@ -8,6 +8,7 @@ import msgspec
 
 from flagperf.schema.contest import Arm, Claim, Question
 from flagperf.schema.metric import MetricValue
+from flagperf.schema.survey import ScaleKind
 from flagperf.schema.sweep import At, Point
 from flagperf.schema.trial import Purpose
 
@@ -117,6 +118,86 @@ class ContestOutput(msgspec.Struct, frozen=True, kw_only=True):
     claims: list[ClaimShown]
 
 
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a step under the profiler: seconds, the mean over ranks. compute + exposed + idle = seconds."""
+
+    seconds: float
+    compute: float
+    """In which the rank computed."""
+    exposed: float
+    """In which it communicated and computed nothing."""
+    hidden: float
+    """In which it communicated while it computed; part of `compute`."""
+    idle: float
+    """In which it did neither."""
+    trace: str
+    """Rank 0's trace for Perfetto, in the run's folder."""
+
+
+class Scaled(msgspec.Struct, frozen=True, kw_only=True):
+    """One point of a scaling curve, as it was measured: medians over valid trials."""
+
+    kind: ScaleKind
+    arm: Arm
+    ranks: int
+    threads: int
+    """Compute threads a rank."""
+    global_batch: int
+    trials: list[str]
+    """Ids of all its trials."""
+    valid: int
+    """How many of them count."""
+    tokens_per_second: float | None = None
+    efficiency: float | None = None
+    """Throughput a rank over that of the base; 1 is perfect. None where it can't be told."""
+    low: float | None = None
+    """With `high` the 95 % interval, over pairs of trials."""
+    high: float | None = None
+    pairs: int = 0
+    memory_mib: float | None = None
+    """Allocator peak of a rank."""
+    split: Split | None = None
+    notes: list[Reason] = []
+
+
+Fate = Literal["fits", "too big", "failed", "pruned", "refused", "not tried"]
+"""The first three of what was tried. `pruned`: it can't be the best, or can't fit, by what is known without trying it.
+`refused`: the engine or the case can't do it. `not tried`: there was no time left."""
+
+
+class LayoutFate(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one layout of the space that was searched."""
+
+    arm: Arm
+    fate: Fate
+    why: str = ""
+    """Of all fates but `fits`."""
+    predicted_mib: float | None = None
+    """Memory a rank by formula."""
+    tried: Tried | None = None
+    split: Split | None = None
+
+
+class SurveyOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What a survey has to tell."""
+
+    scaling: list[Scaled]
+    """The base first."""
+    layouts: list[LayoutFate]
+    """Every layout of the space once, in the order of planning."""
+    left_out: dict[str, str]
+    """Engines that weren't searched, each with the reason."""
+    best: Arm | None
+    """The fastest that fits; None where nothing was searched, or nothing fits."""
+    budget: float
+    """Seconds."""
+    spent: float
+    """Seconds that the search took."""
+    ended: Literal["complete", "budget", "unfinished"]
+    """`complete`: nothing was left to try."""
+    notes: list[Reason] = []
+
+
 class RunOutput(msgspec.Struct, frozen=True, kw_only=True):
     """What `flagperf run --json` prints."""
 
@@ -124,3 +205,4 @@ class RunOutput(msgspec.Struct, frozen=True, kw_only=True):
     results: list[Result]
     comparisons: list[Comparison]
     contest: ContestOutput | None = None
+    survey: SurveyOutput | None = None

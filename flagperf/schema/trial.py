@@ -11,6 +11,7 @@ from flagperf.schema.contest import Arm, Contest
 from flagperf.schema.layout import Layout
 from flagperf.schema.link import Link
 from flagperf.schema.protocol import Protocol
+from flagperf.schema.survey import Survey
 
 Purpose = Literal["measure", "search"]
 """`search`: a short trial that shows whether a layout fits and roughly how fast it is; it enters no comparison."""
@@ -55,6 +56,9 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     metrics: list[str]
     threads: int
     """Compute threads a rank."""
+    slots: int = 0
+    """Ranks that a host's cores are divided among, where that is more than run on it: a rank alone then has the cores
+    that it has beside the others."""
     peak_flops: float | None = None
     """Measured GEMM peak of what one rank computes on, FLOP/s, dense, in `dtype`; the base of MFU."""
     rated_flops: float | None = None
@@ -100,6 +104,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Arm the others are compared with."""
     contest: Contest | None = None
     """Where two engines are compared by questions rather than every arm with the baseline."""
+    survey: Survey | None = None
+    """Where throughput is measured over rank counts and layouts."""
 
 
 class RankExit(msgspec.Struct, frozen=True, kw_only=True):
