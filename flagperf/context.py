@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from flagperf.journal import Journal
 from flagperf.registry import Registries
@@ -25,12 +26,16 @@ class RankContext:
     journal: Journal
     registries: Registries
 
-    def connect(self) -> None:
-        """Bring up torch.distributed on the vendor's backend."""
+    def connect(self, patience: float | None = None) -> None:
+        """Bring up torch.distributed on the vendor's backend; an operation that takes `patience` seconds has failed."""
         import torch.distributed as dist
 
         device = self.runtime.device
-        dist.init_process_group(self.runtime.backend, device_id=None if device.type == "cpu" else device)
+        dist.init_process_group(
+            self.runtime.backend,
+            timeout=None if patience is None else timedelta(seconds=patience),
+            device_id=None if device.type == "cpu" else device,
+        )
 
     def barrier(self) -> None:
         """Wait until every rank has come here; nothing where there is only one, or no process group."""
@@ -40,12 +45,12 @@ class RankContext:
             dist.barrier()
 
     @contextmanager
-    def connected(self) -> Iterator[None]:
+    def connected(self, patience: float | None = None) -> Iterator[None]:
         """Have torch.distributed up while the body runs, where there is more than one rank."""
         import torch.distributed as dist
 
         if self.world_size > 1:
-            self.connect()
+            self.connect(patience)
         try:
             yield
         finally:

@@ -62,13 +62,22 @@ class SweepCase(Case):
         """Return nothing: a sweep has no one size."""
         return None
 
+    @property
+    def patience(self) -> float | None:
+        """Return the seconds that an operation between ranks may take; None for what torch thinks right."""
+        return None
+
     def size(self) -> int:
         """Return how many points there are."""
         return len(self.points())
 
     def points(self) -> list[At]:
         """Return all points, in the order they are measured."""
-        axes = self.settings.sweep
+        return self.product(self.settings.sweep)
+
+    @staticmethod
+    def product(axes: dict[str, list[Label]]) -> list[At]:
+        """Return each combination of the axes' values."""
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
     def dims(self, at: At) -> dict[str, Any]:
@@ -85,7 +94,7 @@ class SweepCase(Case):
         from flagperf.schema.event import Key
 
         runtime = context.runtime
-        with context.connected():
+        with context.connected(self.patience):
             context.journal.write(Key.BUILD, {"facts": runtime.facts()})
             context.journal.write(Key.INIT_STOP)
             context.journal.write(Key.RUN_START)

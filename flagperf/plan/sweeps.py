@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flagperf.case import Case
 from flagperf.errors import Unavailable, UnknownName, UsageError
 from flagperf.plan.options import Options
 from flagperf.plan.trials import Size, check_ranks, sized
@@ -22,7 +23,7 @@ def sweep_trial(name: str, options: Options, vendor: Vendor, registries: Registr
         raise UsageError(f"{name} measures {size.case.kind} points, which have no layout.", "Leave --layout out.")
     ranks = options.ranks or (vendor.default_ranks() if size.case.kind == "collective" else 1)
     check_ranks(ranks, vendor, options)
-    return Trial(
+    trial = Trial(
         id="",
         case=name,
         kind=size.case.kind,
@@ -41,6 +42,9 @@ def sweep_trial(name: str, options: Options, vendor: Vendor, registries: Registr
         memory_limit=options.memory_limit,
         plugins=options.plugins,
     )
+    case: Case = registries.cases.load(name)(trial)
+    case.check_layout()
+    return trial
 
 
 def provider_states(case: CaseManifest, vendor: Vendor) -> dict[str, Availability]:
