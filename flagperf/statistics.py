@@ -62,6 +62,20 @@ def _binomial(n: int, q: float) -> Floats:
     return weights
 
 
+def trial_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean over trials, by Student's t; on logarithms where all are above zero."""
+    n = len(values)
+    if n < 2:
+        return None
+    positive = all(value > 0 for value in values)
+    points = [math.log(value) for value in values] if positive else list(values)
+    mean = sum(points) / n
+    spread = math.sqrt(sum((point - mean) ** 2 for point in points) / (n - 1))
+    reach = _student(n - 1) * spread / math.sqrt(n)
+    low, high = mean - reach, mean + reach
+    return (math.exp(low), math.exp(high)) if positive else (low, high)
+
+
 def outliers(values: Sequence[float] | Floats, threshold: float = 3.5) -> npt.NDArray[np.bool_]:
     """Mark values whose modified z-score is beyond the threshold (Iglewicz & Hoaglin 1993); they are never dropped."""
     array = np.asarray(values, np.float64)
@@ -129,20 +143,6 @@ def compare_pairs(
     )
 
 
-def compare_groups(
-    candidate: Sequence[float] | Floats,
-    baseline: Sequence[float] | Floats,
-    direction: Direction,
-    minimum_effect: float,
-    seed: int = 0,
-) -> RatioEstimate:
-    """Compare two arms whose trials weren't interleaved: as `compare_pairs`, with Welch's t and each arm drawn alone.
-
-    A drift of the machine between the two isn't seen, so pairs are to be preferred.
-    """
-    c, b = np.asarray(candidate, np.float64), np.asarray(baseline, np.float64)
-    c, b = c[np.isfinite(c)], b[np.isfinite(b)]
-    if (early := _unanswerable(c, b)) is not None:
 def compare_rounds(
     candidate: Sequence[float] | Floats,
     baseline: Sequence[float] | Floats,
@@ -197,6 +197,20 @@ def independent(series: npt.NDArray[Any]) -> float:
     return n / max(total, 1.0)
 
 
+def compare_groups(
+    candidate: Sequence[float] | Floats,
+    baseline: Sequence[float] | Floats,
+    direction: Direction,
+    minimum_effect: float,
+    seed: int = 0,
+) -> RatioEstimate:
+    """Compare two arms whose trials weren't interleaved: as `compare_pairs`, with Welch's t and each arm drawn alone.
+
+    A drift of the machine between the two isn't seen, so pairs are to be preferred.
+    """
+    c, b = np.asarray(candidate, np.float64), np.asarray(baseline, np.float64)
+    c, b = c[np.isfinite(c)], b[np.isfinite(b)]
+    if (early := _unanswerable(c, b)) is not None:
         return early
     logs = np.log(c), np.log(b)
     random = np.random.default_rng(seed)

@@ -49,20 +49,23 @@ def charts(group: Group, arms: Sequence[str]) -> list[Chart]:
     return [chart for chart in made if chart is not None] + telemetry_charts(group, arms)
 
 
-def _colour(arms: Sequence[str]) -> Any:
+def colour(arms: Sequence[str]) -> Any:
+    """Return the colour of a mark by its column `arm`."""
     import altair as alt
 
     return alt.Color("arm:N", scale=alt.Scale(domain=list(arms)), legend=None)
 
 
-def _dash(arms: Sequence[str]) -> Any:
+def dash(arms: Sequence[str]) -> Any:
+    """Return the dashes of a line by its column `arm`."""
     import altair as alt
 
     dashes = [DASHES[index % len(DASHES)] for index in range(len(arms))]
     return alt.StrokeDash("arm:N", scale=alt.Scale(domain=list(arms), range=dashes), legend=None)
 
 
-def _tooltip(**titles: str) -> list[Any]:
+def tooltip(**titles: str) -> list[Any]:
+    """Return what is told of a mark under the pointer: columns with their titles, the engine and the trial first."""
     import altair as alt
 
     kinds = {"arm": "N", "trial": "N", "kind": "N", "rank": "O"}
@@ -75,7 +78,8 @@ def _tooltip(**titles: str) -> list[Any]:
     ]
 
 
-def _finish(layers: Sequence[Any], height: int = 260) -> dict[str, Any]:
+def finished(layers: Sequence[Any], height: int = 260) -> dict[str, Any]:
+    """Return the specification of layers over each other, as wide as the page lets them be."""
     import altair as alt
 
     chart = alt.layer(*layers).properties(width="container", height=height)
@@ -117,10 +121,10 @@ def _ecdf(group: Group, views: Sequence[TrialView], arms: Sequence[str]) -> Char
         .encode(
             x=alt.X("value:Q", title=f"§axis.step_time|{unit.unit}", scale=alt.Scale(zero=False, nice=True)),
             y=alt.Y("share:Q", title="§axis.share", axis=alt.Axis(format="%")),
-            color=_colour(arms),
-            strokeDash=_dash(arms),
+            color=colour(arms),
+            strokeDash=dash(arms),
             detail="trial:N",
-            tooltip=_tooltip(value=f"§axis.step_time|{unit.unit}", share="§axis.share"),
+            tooltip=tooltip(value=f"§axis.step_time|{unit.unit}", share="§axis.share"),
         )
     )
     alt_text = [
@@ -138,7 +142,7 @@ def _ecdf(group: Group, views: Sequence[TrialView], arms: Sequence[str]) -> Char
         title=text("chart.ecdf"),
         note=text("chart.ecdf_note"),
         alt=sentences(alt_text),
-        spec=_finish([line]),
+        spec=finished([line]),
         data={"ecdf": _join(parts)},
     )
 
@@ -152,7 +156,7 @@ def _series(
     domain: dict[str, Any] = {"domain": [0, top], "nice": False} if top is not None else {"zero": zero, "nice": True}
     base = alt.Chart(alt.NamedData(name)).encode(
         x=alt.X("x:Q", title=x, axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False, zero=False)),
-        color=_colour(arms),
+        color=colour(arms),
         detail="trial:N",
     )
     vertical = alt.Scale(**domain)
@@ -162,8 +166,8 @@ def _series(
         ),
         base.mark_line(strokeWidth=1.6, opacity=0.9, clip=True).encode(
             y=alt.Y("middle:Q", title=y, scale=vertical),
-            strokeDash=_dash(arms),
-            tooltip=_tooltip(x=x, middle=y),
+            strokeDash=dash(arms),
+            tooltip=tooltip(x=x, middle=y),
         ),
     ]
 
@@ -189,7 +193,7 @@ def _steps(group: Group, views: Sequence[TrialView], arms: Sequence[str]) -> Cha
         title=text("chart.steps"),
         note=sentences([text("chart.steps_note"), *([text("chart.steps_binned")] if long else [])]),
         alt=text("chart.steps_note"),
-        spec=_finish([*layers, start]),
+        spec=finished([*layers, start]),
         data={"steps": _join(parts), "start": {"x": [group.first.protocol.warmup]}},
     )
 
@@ -214,7 +218,7 @@ def _loss(group: Group, views: Sequence[TrialView], arms: Sequence[str]) -> Char
         title=text("chart.loss"),
         note=text("chart.loss_note"),
         alt=sentences(alt_text),
-        spec=_finish(_series("loss", arms, "§axis.step", "§axis.loss")),
+        spec=finished(_series("loss", arms, "§axis.step", "§axis.loss")),
         data={"loss": _join(parts)},
     )
 
@@ -236,14 +240,14 @@ def _difference(group: Group, arms: Sequence[str]) -> Chart | None:
     shade = alt.Chart(alt.NamedData("band")).mark_rect(opacity=0.14, color="#808080").encode(y=vertical, y2="high:Q")
     base = alt.Chart(alt.NamedData("difference")).encode(
         x=alt.X("x:Q", title="§axis.step", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False, zero=False)),
-        color=_colour(arms),
+        color=colour(arms),
         detail="trial:N",
     )
     area = base.mark_area(opacity=0.18, strokeWidth=0).encode(y=vertical, y2="high:Q")
     line = base.mark_line(strokeWidth=1.6).encode(
         y=alt.Y("middle:Q", title="§axis.difference|%"),
-        strokeDash=_dash(arms),
-        tooltip=_tooltip(x="§axis.step", middle="§axis.difference|%"),
+        strokeDash=dash(arms),
+        tooltip=tooltip(x="§axis.step", middle="§axis.difference|%"),
     )
     return Chart(
         id=f"{group.id}-difference",
@@ -252,7 +256,7 @@ def _difference(group: Group, arms: Sequence[str]) -> Chart | None:
         alt=sentences(
             [text("chart.difference_alt", arm=arm, largest=percent_above(value)) for arm, value in largest.items()]
         ),
-        spec=_finish([shade, area, line]),
+        spec=finished([shade, area, line]),
         data={"difference": _join(parts), "band": {"low": [-100 * band], "high": [100 * band]}},
     )
 
@@ -282,13 +286,13 @@ def _memory(group: Group, views: Sequence[TrialView], arms: Sequence[str]) -> Ch
         .encode(
             x=horizontal,
             y=alt.Y("amount:Q", title=f"§axis.memory|{unit.unit}", scale=alt.Scale(zero=True)),
-            color=_colour(arms),
+            color=colour(arms),
             shape=alt.Shape(
                 "kind:N",
                 scale=alt.Scale(domain=["peak_allocated", "peak_rss"], range=["circle", "square"]),
                 legend=None,
             ),
-            tooltip=_tooltip(rank="§axis.rank", kind="§axis.kind", amount=f"§axis.memory|{unit.unit}"),
+            tooltip=tooltip(rank="§axis.rank", kind="§axis.kind", amount=f"§axis.memory|{unit.unit}"),
         )
     )
     if few:
@@ -310,7 +314,7 @@ def _memory(group: Group, views: Sequence[TrialView], arms: Sequence[str]) -> Ch
         title=text("chart.memory"),
         note=text("chart.memory_note"),
         alt=sentences(alt_text),
-        spec=_finish([points], 220),
+        spec=finished([points], 220),
         data={"memory": data},
     )
 
@@ -385,7 +389,7 @@ def _sensor(
     shade = (
         alt.Chart(alt.NamedData("measured"))
         .mark_rect(opacity=0.14)
-        .encode(x=alt.X("start:Q"), x2="stop:Q", color=_colour(arms))
+        .encode(x=alt.X("start:Q"), x2="stop:Q", color=colour(arms))
     )
     layers = _series("telemetry", arms, f"§axis.seconds|{unit.unit}", title, zero=key != "used")
     alt_text = text("chart.telemetry_note")
@@ -401,6 +405,6 @@ def _sensor(
         title=text(f"axis.{key}"),
         note=text("chart.telemetry_note"),
         alt=alt_text,
-        spec=_finish([shade, *layers], 160),
+        spec=finished([shade, *layers], 160),
         data={"telemetry": _join(parts), "measured": shaded},
     )

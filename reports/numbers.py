@@ -12,7 +12,9 @@ MINUS = "\u2212"
 
 _SCALES: dict[str, list[tuple[float, str]]] = {
     "s": [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")],
-    "MiB": [(1024.0**2, "TiB"), (1024.0, "GiB"), (1.0, "MiB")],
+    "MiB": [(1024.0**2, "TiB"), (1024.0, "GiB"), (1.0, "MiB"), (2.0**-10, "KiB")],
+    "TFLOP/s": [(1e3, "PFLOP/s"), (1.0, "TFLOP/s"), (1e-3, "GFLOP/s"), (1e-6, "MFLOP/s")],
+    "GB/s": [(1e3, "TB/s"), (1.0, "GB/s"), (1e-3, "MB/s"), (1e-6, "kB/s")],
     "GFLOP/s": [(1e6, "PFLOP/s"), (1e3, "TFLOP/s"), (1.0, "GFLOP/s")],
     "FLOP/s": [(1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s"), (1.0, "FLOP/s")],
     "J": [(1e6, "MJ"), (1e3, "kJ"), (1.0, "J")],
@@ -41,7 +43,7 @@ def scale(unit: str, values: Iterable[float | None]) -> Scale:
     sizes = sorted(abs(v) for v in values if v is not None and math.isfinite(v) and v)
     steps = _SCALES.get(unit, [(1.0, unit)])
     if not sizes:
-        return Scale(*steps[-1] if unit != "s" else steps[0])
+        return Scale(*next((step for step in steps if step[0] == 1.0), steps[-1]))
     middle = sizes[len(sizes) // 2]
     return Scale(*next((step for step in steps if middle >= step[0]), steps[-1]))
 

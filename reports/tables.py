@@ -9,6 +9,7 @@ import msgspec
 
 from flagperf.metrics import catalogue
 from flagperf.schema.result import Comparison
+from flagperf.statistics import trial_interval
 
 from .data import Group, TrialView
 from .numbers import Scale, change, median, scale
@@ -120,22 +121,6 @@ def _cell(
         versus=change(comparison.ratio) if comparison is not None and comparison.ratio is not None else "",
         verdict=comparison.verdict.replace(" ", "_") if comparison is not None else "",
     )
-
-
-def trial_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean over trials, by Student's t; on logarithms where all are above zero."""
-    n = len(values)
-    if n < 2:
-        return None
-    from scipy.special import stdtrit
-
-    positive = all(value > 0 for value in values)
-    points = [math.log(value) for value in values] if positive else list(values)
-    mean = sum(points) / n
-    spread = math.sqrt(sum((point - mean) ** 2 for point in points) / (n - 1))
-    reach = float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
-    low, high = mean - reach, mean + reach
-    return (math.exp(low), math.exp(high)) if positive else (low, high)
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):

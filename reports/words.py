@@ -53,10 +53,11 @@ def verdicts(group: Group) -> list[Verdict]:
     ]
 
 
-def invalid(headline: Both, group: Group, arms: Sequence[str]) -> Verdict:
-    """Name what is invalid; reasons that several trials share are said once."""
+def invalid(headline: Both, group: Group, arms: Sequence[str] | None = None) -> Verdict:
+    """Name what is invalid of these arms, or of all trials; reasons that several trials share are said once."""
     shared: dict[tuple[str, str], list[str]] = {}
-    for view in (view for arm in arms for view in group.of(arm, valid=False)):
+    views = group.trials if arms is None else [view for arm in arms for view in group.of(arm, valid=False)]
+    for view in views:
         for reason in view.result.reasons[:_REASONS]:
             shared.setdefault((reason.message, reason.hint), []).append(view.result.id)
     details = [

@@ -16,6 +16,7 @@ from flagperf.statistics import (
     compare_pairs,
     outliers,
     quantile_interval,
+    trial_interval,
 )
 
 Noise = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]
@@ -229,3 +230,9 @@ def test_outliers_are_marked_never_dropped() -> None:
     assert outliers(values).tolist() == [False] * 5 + [True]
     assert not outliers([1.0] * 10).any()
     assert outliers([1.0] * 9 + [2.0]).tolist() == [False] * 9 + [True]
+
+
+def test_interval_over_trials_is_students() -> None:
+    low, high = trial_interval([10.0, 11.0, 12.0]) or (0.0, 0.0)
+    assert (low, high) == pytest.approx((8.746, 13.759), abs=0.001)
+    assert trial_interval([1.0]) is None

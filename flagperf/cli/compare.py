@@ -19,7 +19,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="ENGINE|RUN",
-            help="Engine, or ENGINE:LAYOUT, that the others are compared with; or one of the runs.",
+            help="Engine, ENGINE:LAYOUT, or provider of a sweep that the others are compared with; or one of the runs.",
             show_default="of one run its own; of several the first run",
         ),
     ] = None,
@@ -29,11 +29,12 @@ def compare(
     ] = None,
     json: common.JSON = False,
 ) -> None:
-    """Say which engine, or which run, is better: the ratio with its 95 % interval, and a verdict, for each metric.
+    """Say which engine, provider or run is better: the ratio with its 95 % interval, and a verdict, for each metric.
 
     Example: flagperf compare runs/20260101-120000-aquila-pretrain-tiny --baseline ddp
     """
     from flagperf.collect import compare as comparing
+    from flagperf.collect import points
     from flagperf.collect.contest import answers
     from flagperf.collect.runs import find_runs, read_run
     from flagperf.collect.store import Store
@@ -48,11 +49,18 @@ def compare(
     if reference is None and baseline is None and run.contest is not None:
         comparisons = answers(run, everything, run.contest, curves, metric)
     elif reference is None:
-        comparisons = comparing.compare(everything, baseline or run.baseline, metric, curves=curves)
+        comparisons = points.compare_providers(results, baseline)
+        trained = [result for result in everything if not result.points]
+        if trained and not (baseline and comparisons):
+            comparisons += comparing.compare(trained, baseline or run.baseline, metric, curves=curves)
     else:
         for folder in folders:
             if folder != reference:
-                comparisons += comparing.compare_runs(results[folder], results[reference], metric, curves=curves)
+                found = points.compare_sweeps(results[folder], results[reference], metric)
+                trained = [result for result in results[folder] if not result.points]
+                if trained or not found:
+                    found += comparing.compare_runs(trained, results[reference], metric, curves=curves)
+                comparisons += found
     if json:
         common.print_json({"comparisons": comparisons})
     else:
@@ -77,9 +85,12 @@ def _show(comparisons: list[Comparison]) -> None:
     from itertools import groupby
 
     from flagperf.cli import tables
+    from flagperf.cli.points import print_compared
 
     if not comparisons:
         common.out().print("There is only the baseline; nothing to compare it with.")
     for (case, preset), rows in groupby(comparisons, key=lambda row: (row.case, row.preset)):
         common.out().print(f"{case} {preset}", markup=False)
-        tables.print_comparisons(list(rows))
+        told = list(rows)
+        tables.print_comparisons(told)
+        print_compared(told)

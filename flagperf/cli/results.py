@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,29 +15,13 @@ from flagperf.cli import common
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flagperf.cli.rows import Row
     from flagperf.collect.store import Store
+    from flagperf.schema.metric import MetricValue
     from flagperf.schema.result import Result
 
-COLUMNS = (
-    "run",
-    "id",
-    "case",
-    "preset",
-    "vendor",
-    "engine",
-    "ranks",
-    "layout",
-    "dtype",
-    "seed",
-    "trial",
-    "purpose",
-    "verdict",
-)
-"""What results can be chosen and sorted by, besides metrics."""
-_WHOLE = {"ranks", "seed", "trial"}
 _SHOWN = ("tokens_per_second", "step_time", "mfu", "memory_peak_rss", "loss_final", "loss_validation")
 """Metrics of the table unless others are asked for."""
-_CONDITION = re.compile(r"\s*([A-Za-z_]\w*)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 
 
 class Format(StrEnum):
@@ -59,7 +42,8 @@ def results(
         list[str] | None,
         typer.Option(
             metavar="CONDITION",
-            help="engine=ddp, ranks>=2, mfu>0.3, layout~zero; = != < > >= <= ~ (contains). Several must all hold.",
+            help="engine=ddp, ranks>=2, mfu>0.3, layout~zero; = != < > >= <= ~ (contains). Several must all hold. "
+            "provider=flash, or an axis as in seq>=512, chooses points.",
         ),
     ] = None,
     sort: Annotated[
@@ -69,8 +53,11 @@ def results(
         list[str] | None,
         typer.Option(metavar="NAME", help="Metrics to show; may be repeated.", show_default="the main ones"),
     ] = None,
+    points: Annotated[
+        bool, typer.Option("--points", help="A row a point of sweeps and provider instead of a row a trial.")
+    ] = False,
     format_: Annotated[
-        Format, typer.Option("--format", help="csv and parquet have a row a trial and metric.")
+        Format, typer.Option("--format", help="csv and parquet have a row a metric, of each trial or point.")
     ] = Format.table,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there and not to stdout.")
@@ -81,6 +68,7 @@ def results(
 
     Example: flagperf results runs --where engine=ddp --where ranks=2 --sort -tokens_per_second
     """
+    from flagperf.cli import rows
     from flagperf.collect.runs import find_runs
     from flagperf.collect.store import Store
     from flagperf.errors import UsageError
@@ -90,83 +78,15 @@ def results(
     if chosen_format is Format.parquet and output is None:
         raise UsageError("Parquet isn't for a terminal.", "Say where it goes: --format parquet -o results.parquet")
     names = [declared(name).name for name in metric or []]
-    conditions = [parse_condition(text) for text in where or []]
-    order = _order(sort) if sort else None
+    asked = [rows.parse(text) for text in where or []]
     store = Store(find_runs(runs or []), _progress)
-    found = [result for result in store.results() if all(holds(result) for holds in conditions)]
-    if order:
-        found = order(found)
-    _write(found, chosen_format, names, output)
+    everything = store.results()
+    found, pointwise = rows.choose(everything, asked, sort, pointwise=points)
+    _write(found, pointwise, chosen_format, names, output)
     _tell_broken(store)
-    if store.broken or any(result.verdict == "invalid" and result.purpose == "measure" for result in found):
+    chosen = {id(row.result): row.result for row in found}.values()
+    if store.broken or any(result.verdict == "invalid" and result.purpose == "measure" for result in chosen):
         raise typer.Exit(1)
-
-
-def parse_condition(text: str) -> Callable[[Result], bool]:
-    """Turn `COLUMN OPERATOR VALUE` into a test of a result; a metric that a result lacks fulfils nothing."""
-    import operator
-
-    from flagperf.errors import UsageError
-
-    match = _CONDITION.fullmatch(text)
-    if match is None:
-        raise UsageError(
-            f"--where can't be read: {text!r}.", "It is COLUMN OPERATOR VALUE, for example engine=ddp or mfu>0.3"
-        )
-    column, sign, wanted = match.groups()
-    numeric = _is_number(column)
-    if sign == "~":
-        return lambda result: wanted.lower() in str(_value(result, column) or "").lower()
-    tests: dict[str, Callable[[Any, Any], bool]] = {
-        "=": operator.eq,
-        "!=": operator.ne,
-        "<": operator.lt,
-        ">": operator.gt,
-        "<=": operator.le,
-        ">=": operator.ge,
-    }
-    test = tests[sign]
-    if not numeric:
-        return lambda result: test(_value(result, column), wanted)
-    try:
-        limit = float(wanted)
-    except ValueError:
-        raise UsageError(f"{column} is a number; {wanted!r} isn't.", f"For example --where '{column}{sign}2'") from None
-    return lambda result: (value := _value(result, column)) is not None and test(value, limit)
-
-
-def _is_number(column: str) -> bool:
-    """Whether a column holds numbers; raise UnknownName if there is none of this name."""
-    from flagperf.errors import UnknownName
-    from flagperf.metrics import catalogue
-
-    if column in COLUMNS:
-        return column in _WHOLE
-    if column in catalogue():
-        return True
-    raise UnknownName("column or metric", column, [*COLUMNS, *catalogue()])
-
-
-def _value(result: Result, column: str) -> Any:
-    if column in COLUMNS:
-        return getattr(result, column)
-    measured = result.metrics.get(column)
-    return None if measured is None else measured.value
-
-
-def _order(text: str) -> Callable[[list[Result]], list[Result]]:
-    """Return what sorts results by `COLUMN` or `-COLUMN`; by a metric, invalid ones aren't ranked but come last."""
-    column, falling = text.removeprefix("-"), text.startswith("-")
-    _is_number(column)
-
-    def ranked(result: Result) -> bool:
-        return column in COLUMNS or (result.verdict == "valid" and column in result.metrics)
-
-    def sort(results: list[Result]) -> list[Result]:
-        there = sorted(filter(ranked, results), key=lambda result: _value(result, column), reverse=falling)
-        return there + [result for result in results if not ranked(result)]
-
-    return sort
 
 
 def _progress(stage: str, share: float | None) -> None:
@@ -184,18 +104,20 @@ def _tell_broken(store: Store) -> None:
         common.err().print(f"{folder} is left out: {error}", markup=False, soft_wrap=True)
 
 
-def _write(found: Sequence[Result], form: Format, names: Sequence[str], output: Path | None) -> None:
+def _write(found: Sequence[Row], pointwise: bool, form: Format, names: Sequence[str], output: Path | None) -> None:
     from flagperf.errors import FlagPerfError
 
     try:
         if form is Format.parquet:
+            from flagperf.collect.store import write_table
+
             assert output is not None
-            _parquet(found, names, output)
+            write_table(*_long(found, pointwise, names), output)
         elif output is None:
-            _print(found, form, names)
+            _print(found, pointwise, form, names)
         else:
             with output.open("w", encoding="utf-8", newline="") as file:
-                _print(found, form, names, file)
+                _print(found, pointwise, form, names, file)
     except OSError as error:
         if isinstance(error, BrokenPipeError) or output is None:
             raise
@@ -204,44 +126,47 @@ def _write(found: Sequence[Result], form: Format, names: Sequence[str], output: 
         ) from error
 
 
-def _print(found: Sequence[Result], form: Format, names: Sequence[str], file: Any = None) -> None:
+def _print(found: Sequence[Row], pointwise: bool, form: Format, names: Sequence[str], file: Any = None) -> None:
     import sys
+
+    from flagperf.cli.rows import joined
 
     stream = file or sys.stdout
     if form is Format.json:
         import msgspec
 
-        body = msgspec.json.encode({"results": [_only(result, names) for result in found]})
+        body = msgspec.json.encode({"results": joined(found, names)})
         stream.write(msgspec.json.format(body, indent=2).decode() + "\n")
     elif form is Format.csv:
         import csv
 
-        from flagperf.collect.store import TABLES, long_rows
+        from flagperf.collect.store import TABLES
 
-        table = csv.DictWriter(stream, list(TABLES["results"]))
+        name, lines = _long(found, pointwise, names)
+        table = csv.DictWriter(stream, list(TABLES[name]))
         table.writeheader()
-        table.writerows(row for result in found for row in long_rows(_only(result, names)))
+        table.writerows(lines)
     else:
         from rich.console import Console
 
-        _table(found, names, Console(file=file, highlight=False) if file else common.out())
+        console = Console(file=file, highlight=False) if file else common.out()
+        if pointwise:
+            from flagperf.cli.points import print_points
+
+            print_points(found, names, console)
+        else:
+            _table([row.result for row in found], names, console)
 
 
-def _only(result: Result, names: Sequence[str]) -> Result:
-    """Return the result with the metrics asked for, all if none were."""
-    import msgspec
+def _long(found: Sequence[Row], pointwise: bool, names: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the table of the store that has these rows, and them."""
+    from flagperf.cli.rows import joined, only
+    from flagperf.collect.points import point_rows
+    from flagperf.collect.store import long_rows
 
-    if not names:
-        return result
-    return msgspec.structs.replace(
-        result, metrics={name: result.metrics[name] for name in names if name in result.metrics}
-    )
-
-
-def _parquet(found: Sequence[Result], names: Sequence[str], output: Path) -> None:
-    from flagperf.collect.store import write_results
-
-    write_results([_only(result, names) for result in found], output)
+    if pointwise:  # one by one, so that they stay in the order asked for
+        return "points", [line for row in found for one in joined([row], names) for line in point_rows(one)]
+    return "results", [line for row in found for line in long_rows(only(row.result, names))]
 
 
 def _table(found: Sequence[Result], names: Sequence[str], console: Console) -> None:
@@ -263,30 +188,40 @@ def _table(found: Sequence[Result], names: Sequence[str], console: Console) -> N
             *([result.run] if several else []),
             *(result.id, result.case, result.preset, result.engine, result.layout, result.dtype, str(result.ranks)),
             result.verdict,
-            *(_cell(result, name) for name in shown),
+            *(figure(result.metrics.get(name)) for name in shown),
         ]
         for result in found
     ]
-    widths = [max(map(len, column)) for column in zip([*heads, *units], *rows, strict=True)]
+    console.out("Value, number of samples, [95 % interval]", style="italic", highlight=False)
+    lines(heads, units, [(result.verdict == "valid", row) for result, row in zip(found, rows, strict=True)], console)
+    _reasons(found, several, console)
+    if swept := sum(bool(result.points) for result in found):
+        what = "1 trial has" if swept == 1 else f"{swept} trials have"
+        console.out(f"{what} points: --points shows them.", highlight=False)
+
+
+def lines(
+    heads: Sequence[str], figures: Sequence[str], rows: Sequence[tuple[bool, Sequence[str]]], console: Console
+) -> None:
+    """Print lines in columns, figures to the right; those that don't count struck out."""
+    widths = [max(map(len, column)) for column in zip([*heads, *figures], *(row for _, row in rows), strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         left = [cell.ljust(width) for cell, width in zip(cells[: len(heads)], widths, strict=False)]
         right = [cell.rjust(width) for cell, width in zip(cells[len(heads) :], widths[len(heads) :], strict=True)]
         return "  ".join([*left, *right]).rstrip()
 
-    console.out("Value, number of samples, [95 % interval]", style="italic", highlight=False)
-    console.out(line([*heads, *units]), style="bold", highlight=False)
-    lines = [(result.verdict, line(row)) for result, row in zip(found, rows, strict=True)]
-    for verdict, group in itertools.groupby(lines, key=lambda pair: pair[0]):
+    console.out(line([*heads, *figures]), style="bold", highlight=False)
+    told = [(counts, line(row)) for counts, row in rows]
+    for counts, group in itertools.groupby(told, key=lambda pair: pair[0]):
         text = "\n".join(text for _, text in group)
-        console.out(text, style=None if verdict == "valid" else "red strike", highlight=False)
-    _reasons(found, several, console)
+        console.out(text, style=None if counts else "red strike", highlight=False)
 
 
-def _cell(result: Result, name: str) -> str:
+def figure(measured: MetricValue | None) -> str:
+    """Return a value with its count and interval."""
     from flagperf.cli.tables import number
 
-    measured = result.metrics.get(name)
     if measured is None:
         return "–"
     text = f"{number(measured.value)} n={measured.n}"

@@ -190,6 +190,10 @@ def run(
         if output.survey is None:  # its own tables tell batches and ranks apart
             tables.print_results(output.results)
         tables.print_comparisons(output.comparisons)
+        if any(result.points for result in output.results):
+            from flagperf.cli.points import print_sweeps
+
+            print_sweeps(output.results, output.run)
         if output.contest is not None:
             tables.print_contest(output.contest)
         if output.survey is not None:

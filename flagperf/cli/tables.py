@@ -12,7 +12,7 @@ from flagperf.cli import common
 from flagperf.metrics import metric
 from flagperf.schema.result import SIMULATED, Comparison, ContestOutput, Result
 
-_COLOURS = {"better": "green", "worse": "red", "equivalent": "cyan", "cannot tell": "yellow"}
+COLOURS = {"better": "green", "worse": "red", "equivalent": "cyan", "cannot tell": "yellow"}
 
 
 _QUESTIONS = {
@@ -61,7 +61,7 @@ def print_results(results: Sequence[Result]) -> None:
 
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:
     """Print a table for each pair of arms: a metric's ratio with its interval, and the verdict."""
-    comparisons = [row for row in comparisons if row.at is None]  # those of points stand in their own tables
+    comparisons = [row for row in comparisons if row.at is None]  # for points there is flagperf.cli.points
     pairs: dict[tuple[str | None, str, str, str], list[Comparison]] = {}
     for row in comparisons:
         pairs.setdefault((row.question, row.case, row.candidate, row.baseline), []).append(row)
@@ -74,7 +74,7 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("verdict")
         for row in rows:
-            verdict = f"[{_COLOURS[row.verdict]}]{row.verdict}[/]"
+            verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
             if row.verdict == "cannot tell" and row.more_trials is not None:
                 more = "1 more trial" if row.more_trials == 1 else f"{row.more_trials} more trials"
                 verdict += f" [dim](about {more} would tell)[/]"

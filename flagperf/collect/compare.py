@@ -161,7 +161,7 @@ class _Arms:
         self.valid = [[result for result in arm if result.verdict == "valid"] for arm in (candidates, baselines)]
         self.pairs = pairs(*self.valid)
         self.curves = curves
-        self.notes = [*self._left_out(), *self._apart(), *_environments(*self.valid)]
+        self.notes = [*self._left_out(), *self._apart(), *environments(*self.valid)]
         self.gate = self._gate()
 
     def compare(self, metrics: Sequence[str] | None) -> list[Comparison]:
@@ -309,7 +309,7 @@ def _why(estimate: RatioEstimate) -> list[Reason]:
     return [Reason("undecidable", f"It can't be told: {estimate.why}.")] if estimate.why else []
 
 
-def _environments(candidates: Sequence[Result], baselines: Sequence[Result]) -> list[Reason]:
+def environments(candidates: Sequence[Result], baselines: Sequence[Result]) -> list[Reason]:
     """Say in what the conditions of the two arms differed."""
     seen = [[_flat(result.facts.get("environment")) for result in arm] for arm in (candidates, baselines)]
     differences = []

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from flagperf._version import __version__
+from flagperf.collect.points import point_rows
 from flagperf.errors import FlagPerfError, UnknownName
 from flagperf.paths import cache
 from flagperf.schema.result import Result
@@ -40,6 +41,10 @@ _RESULT = _TRIAL | _columns(
     "seed BIGINT, trial BIGINT, purpose VARCHAR, verdict VARCHAR"
 )
 _MEASURED = _columns("metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, direction VARCHAR")
+_POINT = _columns(
+    "case VARCHAR, preset VARCHAR, vendor VARCHAR, ranks BIGINT, trial BIGINT, point VARCHAR, provider VARCHAR, "
+    "verdict VARCHAR, why VARCHAR, bound VARCHAR"
+)
 _STEP = _columns(
     "step BIGINT, measured BOOLEAN, seconds DOUBLE, data_seconds DOUBLE, tokens BIGINT, loss DOUBLE, "
     "gradient_norm DOUBLE, learning_rate DOUBLE, skipped BOOLEAN, leader BOOLEAN, ns BIGINT"
@@ -49,10 +54,11 @@ TABLES: dict[str, dict[str, str]] = {
     "results": _RESULT | _MEASURED,
     "steps": _TRIAL | {"rank": "BIGINT"} | _STEP,
     "telemetry": _TRIAL | _columns("ns BIGINT, sensor VARCHAR, value DOUBLE"),
+    "points": _TRIAL | _POINT | _MEASURED,
 }
 """What can be asked for, and its columns. `trials` holds whole results as JSON; `results` a row a trial and metric, and
 one row without a metric for a trial that has none; `steps` a row a rank and step; `telemetry` a row a sample and
-sensor."""
+sensor; `points` a row a point of a sweep, provider and metric, `point` being its axes as JSON."""
 
 
 class Store:
@@ -287,7 +293,11 @@ def _read(run_dir: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
         if some
     }
     whole = [{"run": result.run, "id": result.id, "result": msgspec.json.encode(result).decode()} for result in results]
-    rows = {"trials": whole, "results": [row for result in results for row in long_rows(result)]}
+    rows = {
+        "trials": whole,
+        "results": [row for result in results for row in long_rows(result)],
+        "points": [row for result in results for row in point_rows(result)],
+    }
     return {table: columns.get(table) or _objects(table, rows.get(table, [])) for table in TABLES}
 
 
@@ -310,10 +320,9 @@ def _duckdb_io_error() -> type[Exception]:
     return duckdb.IOException
 
 
-def write_results(results: Sequence[Result], path: Path) -> None:
-    """Write results as a Parquet file with the columns of the table `results`; raise OSError if it can't be."""
-    rows = [row for result in results for row in long_rows(result)]
-    _Builder().write("results", _objects("results", rows), path)
+def write_table(table: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write rows of one of TABLES as a Parquet file; raise OSError if it can't be."""
+    _Builder().write(table, _objects(table, rows), path)
 
 
 def long_rows(result: Result) -> list[dict[str, Any]]:

@@ -30,8 +30,8 @@ _PROBLEMS = {"wrong": "wrong_result", "failed": "point_failed"}
 
 def sweep_points(trial: Trial, ranks: Sequence[RankJournal]) -> list[Point]:
     """Return every provider at every point that a rank told of, in the order of the first rank's journal."""
-    told = [_samples(rank) for rank in ranks]
-    roofs = [found for rank in ranks if (found := _roofs(rank)) is not None]
+    told = [told_samples(rank) for rank in ranks]
+    roofs = [found for rank in ranks if (found := told_roofs(rank)) is not None]
     order = dict.fromkeys(key for each in told for key in each)
     points = {key: _point([each.get(key) for each in told], roofs) for key in order}
     baseline = trial.providers[0]
@@ -133,7 +133,8 @@ def shown(at: Mapping[str, object]) -> str:
     return " ".join(f"{axis}={str(value).lower() if isinstance(value, bool) else value}" for axis, value in at.items())
 
 
-def _samples(rank: RankJournal) -> dict[tuple[str, str], Samples]:
+def told_samples(rank: RankJournal) -> dict[tuple[str, str], Samples]:
+    """Return what a rank measured, by provider and point; what can't be read or can't be is counted as a flaw."""
     found: dict[tuple[str, str], Samples] = {}
     for event in rank.events.get(Key.SAMPLES, []):
         try:
@@ -159,7 +160,8 @@ def _possible(samples: Samples) -> bool:
     )
 
 
-def _roofs(rank: RankJournal) -> Roofs | None:
+def told_roofs(rank: RankJournal) -> Roofs | None:
+    """Return the roofs that a rank measured, if it did."""
     try:
         return msgspec.convert(rank.last(Key.ROOFS), Roofs)
     except msgspec.ValidationError:

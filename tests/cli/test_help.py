@@ -45,7 +45,7 @@ def test_the_help_lists_the_commands() -> None:
         (["list", "everything"], "everything"),
         (["compare"], "RUN"),
         (["results", "/nowhere"], "/nowhere"),
-        (["results", ".", "--where", "engin=ddp"], "engine"),
+        (["results", ".", "--where", "engine"], "COLUMN OPERATOR VALUE"),
         (["--plugins", "/nowhere", "list"], "/nowhere"),
         (["no-such-command"], "no-such-command"),
         (["data", "prepare", "/nowhere"], "/nowhere"),

@@ -14,7 +14,7 @@ import pytest
 from collect import runs
 
 from flagperf.collect.runs import find_runs, read_run
-from flagperf.collect.store import TABLES, Store, long_rows, write_results
+from flagperf.collect.store import TABLES, Store, long_rows, write_table
 from flagperf.collect.trials import read_trial
 from flagperf.errors import FlagPerfError, UnknownName, UsageError
 from flagperf.journal import Journal
@@ -184,11 +184,12 @@ def test_results_as_parquet(folder: Path, tmp_path: Path) -> None:
 
     results = Store([folder]).results()
     path = tmp_path / "o'ut.parquet"
-    write_results(results, path)
+    lines = [row for result in results for row in long_rows(result)]
+    write_table("results", lines, path)
     rows = duckdb.sql(f"SELECT * FROM read_parquet({str(path)!r})").fetchall()
-    assert rows == [tuple(row.values()) for result in results for row in long_rows(result)]
+    assert rows == [tuple(row.values()) for row in lines]
     with pytest.raises(OSError):
-        write_results(results, tmp_path / "nowhere" / "x.parquet")
+        write_table("results", lines, tmp_path / "nowhere" / "x.parquet")
 
 
 def test_results_survive_json(folder: Path) -> None:

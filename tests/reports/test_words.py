@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flagperf.reports import numbers, words
 from flagperf.reports.data import load
-from flagperf.reports.tables import plot, trial_interval
+from flagperf.reports.tables import plot
 from flagperf.reports.texts import LANGUAGES, texts
 from flagperf.schema.result import Comparison
 
@@ -178,12 +178,6 @@ def test_scales() -> None:
     assert numbers.scale("MiB", [20480.0]).full(20480.0).replace(THIN, " ") == "20.00 GiB"
     assert numbers.scale("ratio", [0.382]).full(0.382, 3).replace(THIN, " ") == "38.2 %"
     assert numbers.scale("unheard of", [3.0]).unit == "unheard of"
-
-
-def test_interval_over_trials_is_students() -> None:
-    low, high = trial_interval([10.0, 11.0, 12.0]) or (0.0, 0.0)
-    assert (low, high) == pytest.approx((8.746, 13.759), abs=0.001)
-    assert trial_interval([1.0]) is None
 
 
 def test_plot_places_points_bands_and_cut_intervals() -> None:
