@@ -26,7 +26,7 @@ from flagperf.vendor import Runtime
 Function = Callable[..., Any]
 _FREE = 0.8
 """Share of the free memory that a point may be predicted to need."""
-_SETS = 64
+_SETS = 1024
 """Input sets at most."""
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|OutOfMemory", re.I)
 
@@ -53,7 +53,7 @@ def provider(context: RankContext, name: str) -> Function:
         function: Function = registries.cases.load_entry(trial.case, manifest.providers[name].entry)
         return function
     for own in registries.vendors.get(trial.vendor).kernels:
-        if own.entry and name == (own.provider or own.distribution):
+        if own.entry and manifest.operation in own.operations and name == (own.provider or own.distribution):
             brought: Function = registries.vendors.load_entry(trial.vendor, own.entry)
             return brought
     raise LookupError(f"{trial.case} has no provider {name!r}")
@@ -148,7 +148,7 @@ class InputSets:
     """The input sets of a point: two where the caches are to be warm, enough to overflow them where they aren't.
 
     A round's calls are given one of the two, and the next round's the other one, so that what a provider kept of
-    earlier calls is no right answer. Cold ones take turns with every call.
+    earlier calls is no right answer. Cold ones take turns with every call; those after the second are copies.
     """
 
     def __init__(self, case: KernelCase, at: At, seed: int, runtime: Runtime) -> None:
@@ -166,8 +166,10 @@ class InputSets:
         size = max(1, sum(tensor.nbytes for tensor in self.inputs[0]))
         wanted = -(-2 * last_level_cache(runtime.device) // size) + 1 if self.cold else 2
         room = int(free_memory(runtime) / 8 // size)
-        while len(self.inputs) < min(max(wanted, 2), _SETS, max(room, 1)):
-            self.inputs.append(kernel.inputs(dims, make))
+        for number in range(1, min(max(wanted, 2), _SETS, max(room, 1))):
+            copied = [tensor.clone() for tensor in self.inputs[number - 2]] if number > 1 else None
+            self.inputs.append(tuple(copied) if copied else kernel.inputs(dims, make))
+        self.facts = {"input_sets": len(self), "input_bytes": size * len(self)}
         self._references: dict[int, tuple[torch.Tensor, ...]] = {}
         if kernel.backward:
             for tensor in (tensor for several in self.inputs for tensor in several):
@@ -194,7 +196,8 @@ class InputSets:
         return compare(tensors(told), self.reference(number), self.tolerance)
 
     def reference(self, number: int) -> tuple[torch.Tensor, ...]:
-        """Return the right result for the set of this number, computed once."""
+        """Return the right result for the set of this number, computed once; copies have the first two's."""
+        number %= 2
         if number not in self._references:
             self._references[number] = self._reference(number)
         return self._references[number]
@@ -303,7 +306,7 @@ class ProviderRun:
             accuracy=accuracy,
             verdict="valid" if right else "wrong",
             why="" if right else f"{accuracy.wrong} of {accuracy.elements} elements are outside the tolerance",
-            facts={"input_sets": len(sets)},
+            facts=sets.facts,
         )
 
     def _prepared(self, place: int) -> Callable[[], Any]:

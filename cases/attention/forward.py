@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flagperf.kernel import KernelCase, Work
 
-from .formulas import BYTES, naive_scores, pairs
+from .formulas import pairs, scores, work
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +33,10 @@ class AttentionForward(KernelCase):
         return exact(*inputs, **arguments)
 
     def work(self, dims: dict[str, Any]) -> Work:
-        """Count both products over the pairs that are seen; every tensor is moved once."""
-        b, h, s, d = dims["batch"], dims["heads"], dims["seq"], dims["head_dim"]
-        moved = (2 * h + 2 * dims["kv_heads"]) * b * s * d * BYTES[dims["dtype"]]
-        return Work(flops=4.0 * b * h * d * pairs(s, dims["causal"]), bytes=float(moved))
+        """Count the pairs of tokens that a causal mask leaves."""
+        tokens = dims["batch"] * dims["seq"]
+        return work(dims, dims["batch"] * pairs(dims["seq"], dims["causal"]), tokens, tokens)
 
     def memory(self, dims: dict[str, Any], provider: str) -> float:
-        """Predict the scores, for those that hold them whole."""
-        return naive_scores(dims) if provider in ("naive", "math") else 0.0
+        """Predict the scores, those behind the mask included."""
+        return scores(dims, dims["batch"] * dims["seq"] ** 2, provider)

@@ -82,7 +82,9 @@ def _providers(size: Size, options: Options, vendor: Vendor) -> Sequence[str]:
     if len(asked) != len(set(asked)):
         raise UsageError(f"A provider is given twice: {', '.join(asked)}.", "Give it once; rounds repeat it.")
     own = size.case.providers
-    chosen = asked or [name for name, s in states.items() if s.available and (name not in own or own[name].default)]
+    device = vendor.manifest.device_type
+    rare = {name for name, each in own.items() if not each.default or device in each.optional_on}
+    chosen = asked or [name for name, state in states.items() if state.available and name not in rare]
     if not chosen:
         why = "; ".join(f"{state.name}: {state.reason}" for state in states.values())
         raise Unavailable(f"No provider of {size.case.name} can be measured here: {why}")
