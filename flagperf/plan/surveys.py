@@ -87,7 +87,7 @@ def survey_trials(options: Options, vendor: Vendor, registries: Registries) -> t
         )
     space = [list(_space(each, size, vendor, most, options, registries)) for each in arms]
     survey = msgspec.structs.replace(survey, candidates=_ordered(arm, space))
-    return survey, [_probe(survey, [], first, 0)]
+    return survey, _next(survey, [], first, 0)
 
 
 def further(run: Run, results: Sequence[Result]) -> list[Trial]:
@@ -95,10 +95,7 @@ def further(run: Run, results: Sequence[Result]) -> list[Trial]:
     survey = run.survey
     if survey is None or any(trial.purpose == "measure" for trial in run.trials):
         return []
-    own = [result for result in results if result.run == run.id]
-    if following(survey, own) is not None:
-        return [_probe(survey, own, run.trials[0], len(run.trials))]
-    return _measured(survey, best(survey, own) or survey.arm, run.trials[0], len(run.trials))
+    return _next(survey, [result for result in results if result.run == run.id], run.trials[0], len(run.trials))
 
 
 def _counts(options: Options, vendor: Vendor) -> list[int]:
@@ -210,10 +207,11 @@ def _room(options: Options, vendor: Vendor, ranks: int) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _probe(survey: Survey, results: Sequence[Result], like: Trial, place: int) -> Trial:
-    """Return the short trial of the layout that is to be tried next."""
+def _next(survey: Survey, results: Sequence[Result], like: Trial, place: int) -> list[Trial]:
+    """Return the short trial of the layout that is to be tried next; the measured trials when the search is over."""
     choice = following(survey, results)
-    assert choice is not None, "the caller has asked"
+    if choice is None:
+        return _measured(survey, best(survey, results) or survey.arm, like, place)
     arm = choice.candidate.arm
     # As many validation sequences as ranks can be divided over any number of data-parallel groups.
     short = {**_SHORT, "validation": survey.ranks, "timeout": min(survey.protocol.timeout, max(choice.left, _LEAST))}
@@ -221,7 +219,7 @@ def _probe(survey: Survey, results: Sequence[Result], like: Trial, place: int) -
     trial = msgspec.structs.replace(
         like, engine=arm.engine, layout=arm.layout, purpose="search", protocol=protocol, seed=protocol.seed, trial=0
     )
-    return msgspec.structs.replace(trial, id=trial_id(place, trial))
+    return [msgspec.structs.replace(trial, id=trial_id(place, trial))]
 
 
 def _measured(survey: Survey, best: Arm, like: Trial, first: int = 0, nodes: int = 1) -> list[Trial]:
