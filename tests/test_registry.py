@@ -133,3 +133,68 @@ def test_after_a_clash_of_names_nothing_is_half_known(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(PluginError):
             registries.engines.names()
+
+
+FAMILY = """
+name = "mine/*"
+kind = "kernel"
+title = "Mine"
+title_zh = "我的"
+summary = "a family of cases"
+entry = ".mine:Mine"
+members = "things"
+dtypes = ["fp32"]
+metrics = ["kernel_time"]
+protocol = { warmup = 2, steps = 2, trials = 1, seed = 1 }
+presets.tiny.summary = "small"
+settings.depth = 3
+[settings.things]
+one = { size = 1 }
+two = { size = 2 }
+"""
+
+
+def family(tmp_path: Path, text: str) -> Registries:
+    (tmp_path / "cases" / "mine").mkdir(parents=True)
+    (tmp_path / "cases" / "mine" / "mine.toml").write_text(text)
+    (tmp_path / "cases" / "mine" / "mine.py").write_text("class Mine: pass\n")
+    return Registries([tmp_path])
+
+
+def test_members_of_a_manifest_are_cases_with_that_member_only(tmp_path: Path) -> None:
+    cases = family(tmp_path, FAMILY).cases
+    assert {"mine/*", "mine/one", "mine/two"} <= set(cases.names())
+    one, whole = cases.get("mine/one"), cases.get("mine/*")
+    assert one.settings == {"depth": 3, "things": {"one": {"size": 1}}}
+    assert whole.settings == {"depth": 3, "things": {"one": {"size": 1}, "two": {"size": 2}}}
+    assert (one.family, one.title, one.title_zh, one.members) == ("mine/*", "Mine: one", "我的：one", "")
+    assert cases.load("mine/one").__name__ == "Mine"
+    assert cases.digest("mine/one") == cases.digest("mine/*")
+
+
+@pytest.mark.parametrize(("line", "name"), [("three = 3", "three"), ('"a/b" = {}', "a/b"), ('"*" = {}', "*")])
+def test_a_broken_member_breaks_no_other(tmp_path: Path, line: str, name: str) -> None:
+    cases = family(tmp_path, FAMILY + line).cases
+    assert {"mine/*", "mine/one", "mine/two"} <= set(cases.names())
+    assert [path for path in cases.broken if path.endswith(f"mine.toml [{name}]")]
+    if name == "three":
+        with pytest.raises(PluginError, match="no table"):
+            cases.get("mine/three")
+
+
+def test_a_family_without_members_or_that_cant_be_read_is_told(tmp_path: Path) -> None:
+    cases = family(tmp_path, FAMILY.replace('members = "things"', 'members = "others"')).cases
+    for name in ("mine/*", "mine/one"):
+        with pytest.raises(PluginError, match=r"settings\.others"):
+            cases.get(name)
+
+
+def test_a_member_called_like_another_case_is_refused_with_both_places(tmp_path: Path) -> None:
+    alone = FAMILY.replace("mine/*", "mine/one").replace('members = "things"', "")
+    (tmp_path / "b" / "cases").mkdir(parents=True)
+    (tmp_path / "b" / "cases" / "alone.toml").write_text(alone)
+    (tmp_path / "a").mkdir()
+    family(tmp_path / "a", FAMILY)
+    with pytest.raises(PluginError) as error:
+        Registries([tmp_path / "a", tmp_path / "b"]).cases.names()
+    assert "mine.toml" in str(error.value) and "alone.toml" in str(error.value)

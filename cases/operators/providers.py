@@ -37,15 +37,14 @@ def inductor(operator: Function, inputs: tuple[torch.Tensor, ...], arguments: di
 
 
 def _check_inductor(device: str) -> None:
+    compiler = os.environ.get("CXX") or "g++"
+    if device == "cpu" and shutil.which(compiler) is None:
+        raise Unsupported(f"torch.compile needs a C++ compiler on a CPU, and there is no {compiler}")
     from torch._inductor.codegen import common
 
     common.init_backend_registration()
     if common.get_scheduling_for_device(device) is None:
         raise Unsupported(f"torch.compile has no code generator for {device} devices")
-    if device == "cpu":
-        compiler = os.environ.get("CXX") or "g++"
-        if shutil.which(compiler) is None:
-            raise Unsupported(f"torch.compile needs a C++ compiler on a CPU, and there is no {compiler}")
 
 
 def flaggems(operator: Function, inputs: tuple[torch.Tensor, ...], arguments: dict[str, Any]) -> Function:
