@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -18,6 +18,8 @@ Factor = str | float
 Sum = list[list[Factor]]
 """Products that are added: `[[2, "m", "n", "k"], ["m", "n"]]` is 2·m·n·k + m·n."""
 Dims = Mapping[str, Any]
+Tolerance = Annotated[list[float], msgspec.Meta(min_length=2, max_length=2)]
+"""Absolute and relative."""
 
 ROOMS = ("torch", "torch.nn.functional", "torch.Tensor", "")
 """Where a called function may be; the last is `functions.py` beside this file, as in `.rotary`."""
@@ -60,8 +62,10 @@ class Operator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     judge: Literal["equal", "index", "random"] = "equal"
     """How a result is held against the reference. `index`: by what lies where it points. `random`: what isn't zero must
     be right, and as many zeros be there as its argument `p` says."""
-    tolerances: dict[str, tuple[float, float]] = {}
-    """By dtype, absolute and relative, over those of every kernel."""
+    tolerances: dict[str, Tolerance] = {}
+    """By dtype, over those of every kernel."""
+    gradient_tolerances: dict[str, Tolerance] = {}
+    """The same for gradients."""
     shapes: dict[str, dict[str, int]] = {}
     """Dimensions of its own, by the name of the shape."""
 
@@ -93,6 +97,11 @@ class Operator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for each in self.inputs:
             yield from _names([each.shape, each.low, each.high, each.over or [], each.read or []])
         yield from _names(self.flops)
+
+    def used(self, dims: Dims) -> dict[str, Any]:
+        """Return the dimensions among these that it has anything to do with."""
+        named = {*self.names(), *(each for each in self.arguments.values() if isinstance(each, str))}
+        return {name: size for name, size in dims.items() if name in named}
 
     def check(self, name: str, dims: Dims) -> None:
         """Raise UsageError for a function that can't be called, and for a dimension that `dims` doesn't have."""

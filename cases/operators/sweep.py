@@ -38,7 +38,7 @@ class Operators(KernelCase):
 
     @classmethod
     def check(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings, complete, with the data types that its operators take.
+        """Return the settings, complete, with the shapes that are swept and the data types that its operators take.
 
         Refuses operators that can't be called, or lack a dimension, and a sweep of no points.
         """
@@ -56,7 +56,15 @@ class Operators(KernelCase):
             takes = "; ".join(f"{name} takes {', '.join(each.dtypes)}" for name, each in operators.items())
             raise UsageError(f"No operator has a point in this sweep: {sweep}.", f"{takes[:300]}.")
         taken = {at["dtype"] for at in points}
-        return {**checked, "sweep": {**sweep, "dtype": [each for each in sweep["dtype"] if each in taken]}}
+        shapes = {shape: checked["shapes"][shape] for shape in sweep["shape"]}
+        return {
+            **checked,
+            "sweep": {**sweep, "dtype": [each for each in sweep["dtype"] if each in taken]},
+            "shapes": {
+                shape: {name: size for each in operators.values() for name, size in each.used(dims).items()}
+                for shape, dims in shapes.items()
+            },
+        }
 
     def points(self) -> list[At]:
         """Return all points, operator by operator."""
@@ -88,7 +96,9 @@ class OperatorKernel(Kernel):
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
-        self.tolerances = {"int32": (0.0, 0.0), "int16": (0.0, 0.0), **Kernel.tolerances, **operator.tolerances}
+        own = operator.gradient_tolerances if self.backward else operator.tolerances
+        told = {dtype: (absolute, relative) for dtype, (absolute, relative) in own.items()}
+        self.tolerances = {"int32": (0.0, 0.0), "int16": (0.0, 0.0), **Kernel.tolerances, **told}
 
     def inputs(self, dims: dict[str, Any], make: Inputs) -> tuple[torch.Tensor, ...]:
         """Return the operator's tensors."""

@@ -41,6 +41,8 @@ def list_(
     if json:
         common.print_json({what.value: rows})
         return
+    if what in (What.cases, What.presets):
+        rows = _without_members(rows)
     table = Table(box=None, pad_edge=False)
     for column in rows[0] if rows else []:
         table.add_column(column, overflow="fold")
@@ -94,6 +96,17 @@ def _rows(what: What) -> list[dict[str, Any]]:
             }
         )
     return rows + _broken(registry.broken, ("name", "available", "summary"))
+
+
+def _without_members(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows without those of members of a family, whose names are told in their family's."""
+    members = {case.name: case.family for case in common.registries().cases.all() if case.family}
+    kept = [row for row in rows if next(iter(row.values())) not in members]
+    for row in kept:
+        own = [name.rpartition("/")[2] for name, family in members.items() if family == next(iter(row.values()))]
+        if own and "kind" in row:
+            row["summary"] += f". One by one: {', '.join(own)}"
+    return kept
 
 
 def _broken(broken: dict[str, str], columns: tuple[str, ...]) -> list[dict[str, Any]]:

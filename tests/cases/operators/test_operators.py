@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from flagperf.case import Case
+from flagperf.cli.catalogue import What, list_
 from flagperf.errors import FlagPerfError
 from flagperf.kernel import Unsupported
 from flagperf.kernels import InputSets, ProviderRun
-from flagperf.plan import Options, alone
+from flagperf.plan import Options, alone, plan
 from flagperf.registry import Registries
 from flagperf.schema.sweep import Samples
 
@@ -254,3 +255,25 @@ def test_flaggems_takes_torchs_place_only_around_its_own_calls(every: Any, gems:
     assert judged(every, point("abs"), plain).verdict == "valid"
     with pytest.raises(Unsupported, match=r"none of _softmax"):
         flaggems(torch.softmax, (torch.ones(2, 2),), {"dim": 1})
+
+
+def test_the_whole_family_is_one_trial_and_a_part_of_it_one_each() -> None:
+    (whole,) = plan(Options(cases=["operators/*"]), REGISTRIES).trials
+    assert (whole.case, whole.id, whole.engine) == ("operators/*", "000-operators-all", "eager")
+    some = plan(Options(cases=["operators/so*", "operators/m?"]), REGISTRIES).trials
+    assert [trial.case for trial in some] == ["operators/softmax", "operators/mm", "operators/mv"]
+
+
+def test_a_trial_is_told_of_what_it_measures_only() -> None:
+    settings = alone("operators/mv", Options(cases=["operators/mv"]), REGISTRIES).settings
+    assert list(settings["operators"]) == ["mv"]
+    assert settings["shapes"] == {"tiny": {"n": 128, "k": 128}}
+    assert settings["sweep"]["dtype"] == ["fp32", "bf16"]
+
+
+def test_the_list_of_cases_has_a_family_in_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    list_(What.cases)
+    shown = capsys.readouterr().out
+    assert "operators/*" in shown and "softmax" in shown and "operators/softmax" not in shown
+    list_(What.cases, json=True)
+    assert "operators/softmax" in capsys.readouterr().out
