@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from flagperf.collect import survey
 from flagperf.collect.compare import compare, labels
 from flagperf.collect.contest import answers, sides, told
 from flagperf.collect.devices import trial_devices
@@ -24,7 +25,7 @@ from flagperf.metrics import catalogue
 from flagperf.schema.contest import Arm, Contest, Question
 from flagperf.schema.event import Key
 from flagperf.schema.layout import Layout
-from flagperf.schema.result import Comparison, ContestOutput, Result
+from flagperf.schema.result import Comparison, ContestOutput, Result, SurveyOutput
 from flagperf.schema.trial import Outcome, Run, Trial
 
 Floats = npt.NDArray[np.float64]
@@ -124,6 +125,7 @@ class RunView:
     harness: HarnessJournal
     carried_out: int = field(default=0)
     """Trials that were started."""
+    survey: SurveyOutput | None = None
 
 
 def load(folder: Path, index: int = 0, progress: Progress | None = None) -> RunView:
@@ -135,13 +137,32 @@ def load(folder: Path, index: int = 0, progress: Progress | None = None) -> RunV
         if progress is not None:
             progress(f"reading {run.id}", number / len(run.trials))
         views.append(_view(read_trial(folder, run, trial, harness), harness))
-    keys = [(v.trial.case, v.trial.preset, v.trial.dtype, v.trial.ranks, v.trial.vendor) for v in views]
+    # A survey's search is told of apart; its measured trials differ in ranks and batches.
+    shown = [view for view in views if run.survey is None or view.trial.purpose == "measure"]
+    keys = [_alike(view.trial) for view in shown]
     groups = [
-        _group(f"r{index}g{number}", run, [view for view, own in zip(views, keys, strict=True) if own == key])
+        _group(f"r{index}g{number}", run, [view for view, own in zip(shown, keys, strict=True) if own == key])
         for number, key in enumerate(dict.fromkeys(keys))
     ]
     started = sum(1 for view in views if view.trial.id in harness.started or view.memory or view.steps is not None)
-    return RunView(folder=folder, run=run, groups=groups, harness=harness, carried_out=started)
+    told_of = survey.told(run, [view.result for view in views], _curves(views))
+    return RunView(folder=folder, run=run, groups=groups, harness=harness, carried_out=started, survey=told_of)
+
+
+def _alike(trial: Trial) -> tuple[object, ...]:
+    """Return what trials of a group have in common."""
+    return trial.case, trial.preset, trial.dtype, trial.ranks, trial.vendor, trial.protocol.global_batch
+
+
+def _curves(views: list[TrialView]) -> dict[tuple[str, str], dict[int, float]]:
+    """Return the measured trials' training losses by step."""
+    return {
+        (view.result.run, view.result.id): dict(
+            zip(map(int, view.steps.step), map(float, view.steps.loss), strict=True)
+        )
+        for view in views
+        if view.steps is not None and view.trial.purpose == "measure"
+    }
 
 
 def _view(record: TrialRecord, harness: HarnessJournal) -> TrialView:

@@ -22,7 +22,7 @@ from flagperf._version import __version__
 from flagperf.errors import FlagPerfError, UsageError
 from flagperf.schema import SCHEMA_VERSION
 
-from . import contest, environment, rules, tables
+from . import contest, environment, rules, scaling, tables
 from .bundle import bundle
 from .charts import DASHES, MOST_TRIALS, Chart, charts
 from .data import Group, Progress, RunView, load
@@ -68,6 +68,7 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
             groups=groups,
             verdicts={group.id: [(v, tables.plot(v.plotted)) for v in _verdicts(group)] for group in groups},
             contests={group.id: contest.shown(group) for group in groups},
+            surveys={run.folder: scaling.shown(run) for run in runs},
             blocks={group.id: tables.blocks(group) for group in groups},
             trials={group.id: tables.trial_table(group) for group in groups},
             remarks={group.id: tables.remarks(group) for group in groups},
@@ -93,6 +94,8 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
 
 
 def _verdicts(group: Group) -> list[Verdict]:
+    if group.run.survey is not None and len(group.arms) < 2:
+        return []  # its points are related to each other in a section of their own
     return verdicts(group) if group.contest is None else contest.cards(group, group.contest)
 
 
