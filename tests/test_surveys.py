@@ -14,12 +14,15 @@ from helpers import TINY, flagperf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flagperf.cli.watch import Terminal
 from flagperf.collect.runs import read_run
+from flagperf.collect.store import Store
 from flagperf.collect.survey import SLACK, answers, best, fates, following, told
 from flagperf.errors import UsageError
 from flagperf.metrics import metric
 from flagperf.plan import Options, further, plan
 from flagperf.registry import Registries
+from flagperf.run import execute
 from flagperf.schema.metric import MetricValue
 from flagperf.schema.result import Reason, Result
 from flagperf.schema.survey import Survey
@@ -335,7 +338,9 @@ def test_a_survey_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
     run = read_run(out)
     kept = [trial for trial in run.trials if trial.purpose == "search"]
     (out / "run.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(run, trials=kept)))
-    again = flagperf("run", "--resume", str(out), "--json")
-    assert again.returncode == 0, again.stderr
+    execute(read_run(out), out, REGISTRIES, Terminal(), nodes=Nodes())
     assert read_run(out).trials == run.trials
-    assert json.loads(again.stdout)["survey"] == output
+    assert not list((out / "trials").glob("*.attempt*"))
+    store = Store([out])
+    assert msgspec.to_builtins(told(run, store.results(), store.curves())) == output
+    assert "Efficiency is throughput a rank" in (out / "report.html").read_text("utf-8")
