@@ -19,8 +19,10 @@ from flagperf.kernel import KernelCase, Unsupported
 from flagperf.measure.inputs import DTYPES, Inputs
 from flagperf.measure.roofs import last_level_cache, measured_roofs
 from flagperf.measure.timer import Rounds, Timer, in_turn
+from flagperf.registry import Registries
 from flagperf.schema.event import Key
 from flagperf.schema.sweep import Accuracy, At, PointVerdict, Samples
+from flagperf.schema.trial import Trial
 from flagperf.vendor import Runtime
 
 Function = Callable[..., Any]
@@ -34,7 +36,7 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough mem
 def measure_kernels(context: RankContext, case: KernelCase) -> None:
     """Measure a trial's providers at all points and journal what was seen; one that fails doesn't stop the others."""
     runtime, journal, trial = context.runtime, context.journal, context.trial
-    providers = {name: provider(context, name) for name in trial.providers}
+    providers = {name: provider_of(context.registries, trial, name) for name in trial.providers}
     points = case.points()
     journal.write(Key.SWEEP, {"points": len(points), "providers": trial.providers})
     journal.write(Key.ROOFS, measured_roofs(runtime, [str(at.get("dtype", "fp32")) for at in points]))
@@ -45,9 +47,8 @@ def measure_kernels(context: RankContext, case: KernelCase) -> None:
             journal.write(Key.SAMPLES, samples)
 
 
-def provider(context: RankContext, name: str) -> Function:
+def provider_of(registries: Registries, trial: Trial, name: str) -> Function:
     """Return a provider's function: the case's own, or one that the vendor brings for the case's operation."""
-    registries, trial = context.registries, context.trial
     manifest = registries.cases.get(trial.case)
     if name in manifest.providers:
         function: Function = registries.cases.load_entry(trial.case, manifest.providers[name].entry)
@@ -87,7 +88,7 @@ def measure_point(
         return
     for name, function in providers.items():
         try:
-            check_room(context, sets, name)
+            check_room(context.runtime, sets, name, context.local_ranks)
             runs[name] = ProviderRun(name, sets, function)
         except Exception as error:  # a provider may raise anything; what it is goes into the journal
             yield not_measured(at, name, error)
@@ -131,10 +132,10 @@ class DoesNotFit(Exception):
     """Raised where a provider needs more memory than there is, by what its case predicts."""
 
 
-def check_room(context: RankContext, sets: InputSets, provider: str) -> None:
-    """Raise DoesNotFit where a provider is predicted to need more memory than is free."""
+def check_room(runtime: Runtime, sets: InputSets, provider: str, ranks: int = 1) -> None:
+    """Raise DoesNotFit where a provider is predicted to need more memory than is free for each of the host's ranks."""
     needed = sets.kernel.memory(sets.dims, provider)
-    if needed > (room := _FREE * free_memory(context.runtime) / context.local_ranks):
+    if needed > (room := _FREE * free_memory(runtime) / ranks):
         raise DoesNotFit(f"it needs {needed / 2**30:,.1f} GiB beyond its inputs; {room / 2**30:,.1f} GiB are free")
 
 
@@ -157,7 +158,7 @@ class InputSets:
         self.kernel = kernel = case.kernel(dims)
         self.arguments = kernel.arguments(dims)
         self.work = kernel.work(dims)
-        dtype = str(dims.get("dtype", "fp32"))
+        self.dtype = dtype = str(dims.get("dtype", "fp32"))
         self._check_room(DTYPES[dtype].itemsize)
         self.tolerance = kernel.tolerances[dtype]
         self.cold = dims.get("cache") == "cold"

@@ -20,12 +20,13 @@ LAYERS = [
     {"journal", "metrics", "settings", "registry", "statistics", "data", "measure"},
     {"vendor", "accelerator", "case", "launchers"},
     {"context"},
-    {"engine", "sweep", "kernel"},
-    {"training", "kernels"},
+    {"engine", "sweep", "kernel", "specification"},
+    {"training", "kernels", "specifications"},
     {"engines", "worker"},
     {"plan", "collect"},
     {"run", "submit", "conformance"},
     {"cli", "__main__"},
+    {"kernels_benchmark", "kernels_pytest"},
 ]
 
 

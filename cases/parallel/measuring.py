@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from flagperf.context import RankContext
 from flagperf.kernel import Unsupported
-from flagperf.kernels import free_memory, provider, worst
+from flagperf.kernels import free_memory, provider_of, worst
 from flagperf.measure.inputs import DTYPES
 from flagperf.measure.timer import Timer, uncollected
 from flagperf.schema.event import Key
@@ -108,7 +108,9 @@ class Bench:
     def __init__(self, context: RankContext, case: Collectives) -> None:
         self.context, self.case, self.runtime = context, case, context.runtime
         self.vendor: VendorManifest = context.registries.vendors.get(context.trial.vendor)
-        self.providers = {name: provider(context, name) for name in context.trial.providers}
+        self.providers = {
+            name: provider_of(context.registries, context.trial, name) for name in context.trial.providers
+        }
         self.ranks = Agreement(context, case.patience)
         self.timer = Timer(self.runtime.device, self.runtime.synchronize)
         self.meeting = self.ranks.most(median(self._meeting() for _ in range(21)))

@@ -15,7 +15,9 @@ import numpy as np
 
 from flagperf.collect.journals import Floats, RankJournal
 from flagperf.collect.reduce import REDUCTIONS, measured
+from flagperf.collect.specifications import chip_of, slowest, specification_notes, specified
 from flagperf.metrics import catalogue, metric
+from flagperf.schema.chip import Chip
 from flagperf.schema.event import Key
 from flagperf.schema.metric import MetricValue
 from flagperf.schema.result import Comparison, Reason, Result
@@ -33,7 +35,10 @@ def sweep_points(trial: Trial, ranks: Sequence[RankJournal]) -> list[Point]:
     told = [told_samples(rank) for rank in ranks]
     roofs = [found for rank in ranks if (found := told_roofs(rank)) is not None]
     order = dict.fromkeys(key for each in told for key in each)
-    points = {key: _point([each.get(key) for each in told], roofs) for key in order}
+    points = {key: point_of([each.get(key) for each in told], roofs) for key in order}
+    if trial.kind == "specification":
+        chip = chip_of(ranks)
+        return [_specified([each.get(key) for each in told], point, chip) for key, point in points.items()]
     baseline = trial.providers[0]
     for key, point in points.items():
         reference = points.get((baseline, key[1]))
@@ -41,6 +46,15 @@ def sweep_points(trial: Trial, ranks: Sequence[RankJournal]) -> list[Point]:
             ratio = _speedup(trial, [each[key] for each in told], [each[baseline, key[1]] for each in told])
             points[key] = msgspec.structs.replace(point, speedup=ratio)
     return list(points.values())
+
+
+def _specified(ranks: Sequence[Samples | None], point: Point, chip: Chip | None) -> Point:
+    """Return a device's own point: ranks don't wait for one another, so the slowest one's times are told, not a mix."""
+    there = [each for each in ranks if each is not None]
+    if point.verdict != "valid":
+        return point
+    own = slowest(there)
+    return specified(point_of([own], []) if own.seconds else point, own, chip)
 
 
 def sweep_metrics(trial: Trial, points: Sequence[Point]) -> dict[str, MetricValue]:
@@ -61,7 +75,7 @@ def sweep_reasons(trial: Trial, points: Sequence[Point], ranks: Sequence[RankJou
         if bad:
             first = bad[0]
             who = ", ".join(f"{name} at {count}" for name, count in Counter(point.provider for point in bad).items())
-            what = "is wrong" if verdict == "wrong" else "failed"
+            what = "failed" if verdict == "failed" else "is wrong" if len(bad) == 1 else "are wrong"
             yield Reason(
                 code,
                 f"{len(bad)} of {len(points)} points {what}: {who}. The first: {first.provider} at {shown(first.at)}: "
@@ -85,6 +99,7 @@ def sweep_notes(points: Sequence[Point]) -> Iterator[Reason]:
             why = next(point.why for point in points if (point.provider, point.verdict) == (name, verdict))
             code = verdict.replace(" ", "_")
             yield Reason(code, f"{count} points {what} with {name}: {why}.", "They are shown as such.")
+    yield from specification_notes(points)
 
 
 def compare_points(results: Sequence[Result]) -> list[Comparison]:
@@ -168,7 +183,7 @@ def told_roofs(rank: RankJournal) -> Roofs | None:
         return None
 
 
-def _point(ranks: Sequence[Samples | None], roofs: Sequence[Roofs]) -> Point:
+def point_of(ranks: Sequence[Samples | None], roofs: Sequence[Roofs]) -> Point:
     """Reduce one provider at one point over ranks; what went wrong on one of them went wrong."""
     there = [each for each in ranks if each is not None]
     bad = next((each for each in there if each.verdict != "valid"), None)
