@@ -100,11 +100,15 @@ class Accelerator(Vendor):
             "chips": [chip.chip if chip else why for chip, why in chips],
         }
 
+    def chip(self) -> Chip | None:
+        """Return which chip the devices are, if all are the same one and the table knows it."""
+        chips = [self._chip(device)[0] for device in self.found.devices]
+        return chips[0] if chips and all(chip == chips[0] for chip in chips) else None
+
     def rated(self, dtype: str) -> float | None:
         """Return the rated dense peak of the devices, FLOP/s, if all are the same chip and a source says it."""
-        chips = {chip.chip: chip for chip, _ in map(self._chip, self.found.devices) if chip is not None}
-        known = [self._chip(device)[0] is not None for device in self.found.devices]
-        return next(iter(chips.values())).flops(dtype) if len(chips) == 1 and all(known) else None
+        chip = self.chip()
+        return None if chip is None else chip.flops(dtype)
 
     def slots(self) -> int:
         """Return how many devices this process may use: sound ones, within what the environment makes visible."""

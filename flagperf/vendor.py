@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flagperf.detection import Surroundings
 from flagperf.errors import FlagPerfError
+from flagperf.schema.chip import Chip
 from flagperf.schema.event import Memory
 from flagperf.schema.machine import Availability, Device
 from flagperf.schema.manifest import VendorManifest
@@ -66,6 +67,10 @@ class Vendor(ABC):
         unknown, and what the tool complains of is the `error`.
         """
         raise FlagPerfError(f"The vendor {self.name!r} has no tool whose output could be parsed.")
+
+    def chip(self) -> Chip | None:
+        """Return which chip all devices are, with what its maker rates it at; None where that isn't known for sure."""
+        return None
 
     def rated(self, dtype: str) -> float | None:
         """Return the maker's dense peak a device, FLOP/s; None where the devices differ or no source says it."""

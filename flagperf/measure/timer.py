@@ -45,6 +45,7 @@ class Timer:
     def __init__(self, device: torch.device, synchronize: Callable[[], None]) -> None:
         self.device, self.synchronize = device, synchronize
         self.clock = "host" if device.type == "cpu" else "device"
+        torch.zeros(1, device=device)  # torch waits for a device only once it has been used
         self.error = self._error()
         """Seconds a round may be off by: the timer's step and what starting and stopping it takes."""
         self.overhead = self._overhead()

@@ -26,6 +26,9 @@ class Chip(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fp16_tflops: float | None = None
     bf16_tflops: float | None = None
     fp8_tflops: float | None = None
+    fp64_matrix_tflops: float | None = None
+    """Where matrix units compute in a type faster than the rest of the chip; so for fp32."""
+    fp32_matrix_tflops: float | None = None
     int8_tops: float | None = None
     source: str
     confidence: Literal["high", "medium", "low", "none"]
@@ -36,3 +39,9 @@ class Chip(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Return the dense peak of a device in a data type, FLOP/s."""
         tera: float | None = getattr(self, f"{dtype}_tflops", None)
         return None if tera is None else tera * 1e12 / self.devices
+
+    def rated(self, figure: str) -> float | None:
+        """Return one of the figures for a device, in its unit; of products of matrices those of the matrix units."""
+        matrix: float | None = getattr(self, figure.replace("_tflops", "_matrix_tflops"), None)
+        value = matrix or getattr(self, figure, None)
+        return float(value) / self.devices if isinstance(value, int | float) else None

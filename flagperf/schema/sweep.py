@@ -60,6 +60,8 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory: int | None = None
     """Bytes that a call needs at most beyond its inputs, measured."""
     accuracy: Accuracy | None = None
+    figure: str = ""
+    """Of a specification: the chip's rated figure that it measures, by its name in the table of chips."""
     values: dict[str, float] = {}
     """Metrics of the catalogue that aren't made of times: a capacity, a power."""
     verdict: PointVerdict = "valid"
@@ -88,6 +90,17 @@ class PointRatio(msgspec.Struct, frozen=True, kw_only=True):
     pairs: int
 
 
+class Rated(msgspec.Struct, frozen=True, kw_only=True):
+    """What the maker rates a device at, for the metric that a specification measures."""
+
+    metric: str
+    value: float
+    """Of one device, in the metric's unit; `rated_share` is what was measured divided by it."""
+    chip: str
+    source: str
+    confidence: str
+
+
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """One provider at one point, over all ranks."""
 
@@ -100,4 +113,6 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """Which roof its work meets first, by its FLOPs a byte."""
     speedup: PointRatio | None = None
     """None for the baseline itself, and where one of the two wasn't measured."""
+    rated: Rated | None = None
+    """Of a specification whose chip is known, where a source rates it."""
     facts: dict[str, Any] = {}

