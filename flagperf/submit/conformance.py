@@ -24,6 +24,12 @@ from flagperf.submit.findings import Findings, shown
 
 _FREE = {"id", "case", "preset", "vendor", "engine", "seed", "trial", "purpose", "peak_flops", "rated_flops", "plugins"}
 """Of a trial: what says which one it is, and what is held against something else than the case."""
+_UNCHOSEN = {
+    field.name: field.default
+    for field in msgspec.structs.fields(Trial)
+    if field.default is not msgspec.NODEFAULT and field.name not in _FREE
+}
+"""Of a trial: what is as it is unless somebody asks for something else, like a limit on memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +140,12 @@ def _proper(run: Run, trial: Trial, case: CaseManifest, registries: Registries) 
     contest = case.contests[name].protocol if name in case.contests else {}
     checker: type[Case] = registries.cases.load(case.name)
     return {
+        **_UNCHOSEN,
         "layout": _whole(Layout()),
         "protocol": {**msgspec.to_builtins(case.protocol), **preset.protocol, **contest},
         "settings": checker.check(merged(case.settings, preset.settings)),
         "metrics": case.metrics,
-        "memory_limit": None,
+        "kind": case.kind,
     }
 
 
