@@ -11,6 +11,7 @@ Everything follows from the plan and the results. What prunes a layout, as it is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import median
 from typing import Literal, NamedTuple
@@ -130,7 +131,7 @@ class _Search:
         }
         self.tried = {arm: outcome(arm, result, survey.memory_budget) for arm, result in done.items()}
         self.took = [float(result.facts["seconds"]) for result in done.values()]
-        self.spent = sum(sorted(self.took))  # in the same order whatever that of the results
+        self.spent = math.fsum(self.took)
         self.families: dict[Arm, list[Tried]] = {}
         for tried in self.tried.values():
             self.families.setdefault(_family(tried.arm), []).append(tried)

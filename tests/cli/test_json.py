@@ -41,7 +41,10 @@ def valid(name: str, text: str) -> Any:
     [
         ("doctor", ["doctor"]),
         ("devices", ["devices"]),
-        *(("list", ["list", what]) for what in ("cases", "presets", "engines", "vendors", "launchers", "metrics")),
+        *(
+            ("list", ["list", what])
+            for what in ("cases", "presets", "surveys", "engines", "vendors", "launchers", "metrics")
+        ),
         ("show", ["show", "aquila/pretrain"]),
         ("run-dry", ["run", "aquila/pretrain", "--engine", "ddp,fsdp", "--ranks", "2", "--dry-run"]),
         ("data-list", ["data", "list"]),
