@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from flagperf.cli import catalogue, common, compare, data, devices, doctor, report, results, run, submit, vendor
+from flagperf.cli import (
+    catalogue,
+    common,
+    compare,
+    data,
+    devices,
+    doctor,
+    import_,
+    report,
+    results,
+    run,
+    submit,
+    vendor,
+)
 
 app = typer.Typer(
     name="flagperf",
@@ -54,6 +67,7 @@ app.command()(run.run)
 app.command()(results.results)
 app.command()(compare.compare)
 app.command()(report.report)
+app.command("import")(import_.import_)
 app.add_typer(data.app, name="data")
 app.add_typer(vendor.app, name="vendor")
 app.add_typer(submit.app, name="submit")

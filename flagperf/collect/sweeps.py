@@ -99,6 +99,12 @@ def sweep_notes(points: Sequence[Point]) -> Iterator[Reason]:
             why = next(point.why for point in points if (point.provider, point.verdict) == (name, verdict))
             code = verdict.replace(" ", "_")
             yield Reason(code, f"{count} points {what} with {name}: {why}.", "They are shown as such.")
+    for source in dict.fromkeys(str(point.facts["imported"]) for point in points if "imported" in point.facts):
+        yield Reason(
+            "imported",
+            f"Measured by {source}: providers one after the other, not in turn.",
+            "What changed on the machine meanwhile is in their ratios; `flagperf run` measures in turn.",
+        )
     yield from specification_notes(points)
 
 

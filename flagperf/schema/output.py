@@ -207,6 +207,7 @@ DOCUMENTS: dict[str, type[msgspec.Struct]] = {
     "results": ResultsOutput,
     "compare": CompareOutput,
     "report": ReportOutput,
+    "import": RunOutput,
     "data-prepare": DataPrepareOutput,
     "data-verify": DataVerifyOutput,
     "data-list": DataListOutput,

@@ -6,7 +6,7 @@ import pytest
 from helpers import flagperf
 
 COMMANDS = [
-    *(["doctor"], ["devices"], ["list"], ["show"], ["run"], ["results"], ["compare"], ["report"]),
+    *(["doctor"], ["devices"], ["list"], ["show"], ["run"], ["results"], ["compare"], ["report"], ["import"]),
     *(["data", "prepare"], ["data", "verify"], ["data", "list"], ["vendor", "parse"]),
     *(["vendor", "new"], ["vendor", "check"], ["vendor", "explain"]),
     *(["submit", "system"], ["submit", "pack"], ["submit", "check"], ["submit", "keygen"]),
