@@ -8,7 +8,7 @@ from statistics import fmean, median
 import msgspec
 
 from flagperf.collect.compare import Curves, compare_results, pairs
-from flagperf.schema.result import Reason, Result, Scaled, Split
+from flagperf.schema.result import SIMULATED, Reason, Result, Scaled, Split
 from flagperf.schema.survey import Scale
 from flagperf.schema.trial import Run
 from flagperf.statistics import compare_pairs
@@ -112,8 +112,8 @@ def _median(results: Sequence[Result], name: str) -> float | None:
 
 
 def _notes(results: Sequence[Result]) -> list[Reason]:
-    """Return why trials are left out, and what must be known of them here: that ranks shared cores."""
+    """Return why trials are left out, and what must be known of speeds: shared cores, devices that don't exist."""
     lost = [result for result in results if result.verdict == "invalid"]
-    shared = next((n for result in results for n in result.notes if n.code == "oversubscribed"), None)
+    known = {n.code: n for result in results for n in result.notes if n.code in ("oversubscribed", SIMULATED)}
     notes = [Reason(why.code, f"{r.id} is left out: {why.message}", why.hint) for r in lost for why in r.reasons[:1]]
-    return [*notes, *([shared] if shared else [])]
+    return [*notes, *known.values()]
