@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagperf.errors import UnknownName, UsageError
-from flagperf.settings import merged, parse_assignment, typed
+from flagperf.settings import merged, parse_assignment, parse_duration, parse_whole_numbers, typed
 
 
 class Inner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,3 +63,36 @@ def test_merging_keeps_both_and_prefers_the_second(base: dict, over: dict) -> No
     assert set(result) == set(base) | set(over)
     assert merged(result, over) == result
     assert merged(base, {}) == base
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("10min", 600), ("10m", 600), ("1h30min", 5400), ("1.5h", 5400), ("2 min 5 s", 125)],
+)
+def test_a_duration_has_its_unit(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@given(st.text(alphabet="0123456789.hmins -", max_size=12))
+def test_a_duration_is_above_zero_or_refused(text: str) -> None:
+    try:
+        assert parse_duration(text) > 0
+    except UsageError as error:
+        assert "10min" in error.hint
+
+
+@pytest.mark.parametrize("text", ["", "10", "min", "-5s", "0s", "5s10min", "1e3s", "nan"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="with its unit"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "good"), [("1,2,4", [1, 2, 4]), (" 8 ", [8]), ("0", None), ("1,,2", None), ("x", None)]
+)
+def test_whole_numbers(text: str, good: list[int] | None) -> None:
+    if good is not None:
+        assert parse_whole_numbers("--scale", text) == good
+    else:
+        with pytest.raises(UsageError, match="--scale"):
+            parse_whole_numbers("--scale", text)
