@@ -60,10 +60,7 @@ def sized(
         proper = merged(proper, {"sweep": {"dtype": options.dtype.split(",")}})
     settings = case.check(merged(proper, asked))
     dtype = options.dtype or preset.dtype
-    if "sweep" in settings:
-        swept = settings["sweep"].get("dtype", [])
-    else:
-        swept = [dtype]
+    swept = settings["sweep"].get("dtype", []) if "sweep" in settings else [dtype]
     for each in swept:
         if each not in manifest.dtypes:
             raise UnknownName(f"dtype of {name}", str(each), manifest.dtypes)
