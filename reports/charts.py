@@ -7,6 +7,7 @@ in every chart.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from .texts import Both, sentences, text
 MOST_TRIALS = 60
 """Trials drawn in one group; the tables have all."""
 DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [5, 2], [1, 3], [12, 4], [4, 4, 1, 4]]
+_PADDING = {"left": 2, "top": 2, "bottom": 2, "right": 9}
+"""Pixels; a label below the last mark reaches beyond it."""
 Columns = dict[str, list[Any]]
 
 
@@ -39,6 +42,9 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
 def charts(group: Group, arms: Sequence[str]) -> list[Chart]:
     """Return the charts of a group that there is data for; `arms` are all of the page, in the order of colours."""
     drawn = [view for view in group.trials if view.valid and view.steps is not None][:MOST_TRIALS]
+    if group.sweep is not None:  # its trials have no arm of their own: each runs all providers
+        alone = dataclasses.replace(group, trials=[dataclasses.replace(v, arm=v.trial.case) for v in group.trials])
+        return telemetry_charts(alone, [group.first.case])
     made = [
         _ecdf(group, drawn, arms),
         _steps(group, drawn, arms),
@@ -82,7 +88,7 @@ def finished(layers: Sequence[Any], height: int = 260) -> dict[str, Any]:
     """Return the specification of layers over each other, as wide as the page lets them be."""
     import altair as alt
 
-    chart = alt.layer(*layers).properties(width="container", height=height)
+    chart = alt.layer(*layers).properties(width="container", height=height, padding=_PADDING)
     with alt.data_transformers.disable_max_rows():
         return dict(chart.to_dict())
 
@@ -392,7 +398,7 @@ def _sensor(
         .encode(x=alt.X("start:Q"), x2="stop:Q", color=colour(arms))
     )
     layers = _series("telemetry", arms, f"§axis.seconds|{unit.unit}", title, zero=key != "used")
-    alt_text = text("chart.telemetry_note")
+    alt_text = text("chart.telemetry_note" if shaded["start"] else "chart.telemetry_plain")
     if during:
         alt_text = text(
             "chart.telemetry_alt",
@@ -403,8 +409,8 @@ def _sensor(
     return Chart(
         id=f"{group.id}-{key}",
         title=text(f"axis.{key}"),
-        note=text("chart.telemetry_note"),
+        note=text("chart.telemetry_note" if shaded["start"] else "chart.telemetry_plain"),
         alt=alt_text,
-        spec=finished([shade, *layers], 160),
+        spec=finished([shade, *layers] if shaded["start"] else layers, 160),
         data={"telemetry": _join(parts), "measured": shaded},
     )

@@ -11,7 +11,7 @@ from flagperf.schema.result import ClaimShown, Comparison
 
 from .data import ContestView, Group, LossDifference, loss_differences
 from .numbers import THIN, change, exact, median, number, percent, scale
-from .texts import Both, listed, same, sentences, text
+from .texts import Both, listed, same, sentences, text, title
 from .words import (
     Verdict,
     invalid,
@@ -21,7 +21,6 @@ from .words import (
     note_sentences,
     pair_count,
     speed_sentence,
-    title,
 )
 
 _LEADING = "tokens_per_second"

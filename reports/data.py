@@ -18,6 +18,7 @@ from flagperf.collect.contest import answers, sides, told
 from flagperf.collect.devices import trial_devices
 from flagperf.collect.journals import HarnessJournal, RankJournal, Telemetry, read_harness
 from flagperf.collect.runs import read_run
+from flagperf.collect.sweeps import compare_points
 from flagperf.collect.training import Window, window
 from flagperf.collect.trials import TrialRecord, read_trial
 from flagperf.errors import UnknownName
@@ -27,6 +28,8 @@ from flagperf.schema.event import Key
 from flagperf.schema.layout import Layout
 from flagperf.schema.result import Comparison, ContestOutput, Result, SurveyOutput
 from flagperf.schema.trial import Outcome, Run, Trial
+
+from .points import Heard, SweepView, hear, view_of
 
 Floats = npt.NDArray[np.float64]
 Progress = Callable[[str, float | None], None]
@@ -51,6 +54,8 @@ class TrialView:
     """Indices of the devices that the ranks ran on, as telemetry counts them."""
     outcome: Outcome | None
     environment: dict[str, dict[str, Any]]
+    heard: Heard | None = None
+    """Of a sweep, what its ranks told."""
 
     @property
     def valid(self) -> bool:
@@ -97,6 +102,8 @@ class Group:
     baseline: str | None
     comparisons: list[Comparison]
     contest: ContestView | None = None
+    sweep: SweepView | None = None
+    """Of a sweep its points; the arms are its providers then, and its trials have none."""
 
     @property
     def first(self) -> Trial:
@@ -177,6 +184,7 @@ def _view(record: TrialRecord, harness: HarnessJournal) -> TrialView:
         devices=trial_devices(record.ranks, record.telemetry),
         outcome=harness.outcomes.get(record.trial.id),
         environment=harness.environments.get(record.trial.id, {}),
+        heard=hear(record),
     )
 
 
@@ -192,6 +200,8 @@ def _group(name: str, run: Run, every: list[TrialView]) -> Group:
     called = dict(zip(arms, labels(arms), strict=True))
     if run.contest is not None:
         return _contested(name, run, run.contest, every, called)
+    if trials and trials[0].trial.swept:
+        return _swept(name, run, trials)
     group = _named(name, run, trials, called)
     if len(arms) < 2:
         return group
@@ -202,6 +212,14 @@ def _group(name: str, run: Run, every: list[TrialView]) -> Group:
         baseline = group.arms[0]
     group = dataclasses.replace(group, baseline=baseline, arms=sorted(group.arms, key=lambda arm: arm != baseline))
     return dataclasses.replace(group, comparisons=compare(results, baseline, curves=_worst_steps(group, [baseline])))
+
+
+def _swept(name: str, run: Run, trials: list[TrialView]) -> Group:
+    """Return the group of one sweep's trials: what is compared in it are its providers."""
+    sweep = view_of(trials[0].trial, [view.result for view in trials], [view.heard for view in trials])
+    results = [view.result for view in trials]
+    arms, found = sweep.sweep.providers, compare_points(results)
+    return Group(id=name, run=run, trials=trials, arms=arms, baseline=arms[0], comparisons=found, sweep=sweep)
 
 
 def _named(name: str, run: Run, trials: list[TrialView], names: dict[tuple[str, str], str]) -> Group:

@@ -18,6 +18,7 @@
     language = next;
     root.lang = next === "zh" ? "zh-CN" : "en";
     root.dataset.shown = next;
+    for (const filter of document.querySelectorAll("input.filter")) filter.placeholder = filter.ariaLabel = filter.dataset[next];
   }
 
   const button = document.getElementById("language");
@@ -43,6 +44,15 @@
       await navigator.clipboard.writeText(copy.parentElement.querySelector("code").textContent);
       copy.textContent = read("flagperf-charts").copied[language];
       setTimeout(() => (copy.innerHTML = words), 1500);
+    });
+  }
+  // Rows of the table beside a filter stay if they hold every word that is typed.
+  for (const filter of document.querySelectorAll("input.filter")) {
+    const lines = [...filter.parentElement.querySelectorAll("tbody tr")];
+    filter.hidden = lines.length < 8;
+    filter.addEventListener("input", () => {
+      const words = filter.value.toLowerCase().split(/\s+/);
+      for (const line of lines) line.hidden = !words.every((word) => line.textContent.toLowerCase().includes(word));
     });
   }
   document.querySelector("details.json").addEventListener("toggle", () => {

@@ -20,14 +20,17 @@ from markupsafe import Markup
 
 from flagperf._version import __version__
 from flagperf.errors import FlagPerfError, UsageError
+from flagperf.metrics import catalogue
 from flagperf.schema import SCHEMA_VERSION
 
-from . import contest, environment, rules, scaling, tables
+from . import contest, environment, points, rules, scaling, sweeps, tables
 from .bundle import bundle
 from .charts import DASHES, MOST_TRIALS, Chart, charts
 from .data import Group, Progress, RunView, load
 from .numbers import exact
-from .texts import LANGUAGES, Both, coded, same, text, texts
+from .panels import Figure
+from .sweep_charts import figures
+from .texts import LANGUAGES, Both, coded, same, text, texts, title
 from .words import Verdict, verdicts
 
 COLOURS = 8
@@ -57,6 +60,7 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
     groups = [group for run in runs for group in run.groups]
     arms = list(dict.fromkeys(arm for group in groups for arm in group.arms))
     drawn = {group.id: charts(group, arms) for group in groups}
+    swept = {group.id: figures(group, group.sweep, arms) if group.sweep else [] for group in groups}
     scripts = {"vega": Markup(bundle()), "page": Markup(_resource("page.js"))}
     return (
         _environment()
@@ -73,16 +77,19 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
             trials={group.id: tables.trial_table(group) for group in groups},
             remarks={group.id: tables.remarks(group) for group in groups},
             glossary=_glossary(groups),
+            points={g.id: points.table(g.sweep) for g in groups if g.sweep},
+            everything={g.id: points.everything(g.sweep) for g in groups if g.sweep},
             charts=drawn,
+            figures=swept,
             most_trials=MOST_TRIALS,
             machines={run.folder: environment.machine(run) for run in runs},
             costs={run.folder: environment.costs(run) for run in runs},
-            rules={group.id: rules.rules(group) for group in groups},
+            rules={g.id: sweeps.rules(g, g.sweep) if g.sweep else rules.rules(g) for g in groups},
             repeats={run.folder: rules.repeat(run) for run in runs},
             colour={arm: index % COLOURS for index, arm in enumerate(arms)},
             dashes={arm: DASHES[index % len(DASHES)] for index, arm in enumerate(arms)},
             data=script_json(_data(runs)),
-            drawing=script_json(_drawing(drawn)),
+            drawing=script_json(_drawing(drawn, swept)),
             style=Markup(_resource("page.css")),
             scripts=scripts,
             hashes=" ".join(_hash(script) for script in scripts.values()),
@@ -94,6 +101,8 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
 
 
 def _verdicts(group: Group) -> list[Verdict]:
+    if group.sweep is not None:
+        return sweeps.cards(group, group.sweep)
     if group.run.survey is not None and len(group.arms) < 2:
         return []  # its points are related to each other in a section of their own
     return verdicts(group) if group.contest is None else contest.cards(group, group.contest)
@@ -140,9 +149,12 @@ def _data(runs: Sequence[RunView]) -> dict[str, Any]:
     }
 
 
-def _drawing(drawn: dict[str, list[Chart]]) -> dict[str, Any]:
-    """Return what the page's script needs to draw the charts."""
-    prefixes = ("axis.",)
+def _drawing(drawn: dict[str, list[Chart]], swept: dict[str, list[Figure]]) -> dict[str, Any]:
+    """Return what the page's script needs to draw the charts, and the panels of figures."""
+    words = {key: both for key, both in texts().items() if key.startswith("axis.")}
+    panels = [panel for several in swept.values() for figure in several for panel in figure.panels]
+    if panels:
+        words |= {f"metric.{name}": title(name) for name in catalogue()}
     return {
         "charts": [
             {
@@ -152,13 +164,10 @@ def _drawing(drawn: dict[str, list[Chart]]) -> dict[str, Any]:
                 "alt": chart.alt,
                 "title": chart.title,
             }
-            for several in drawn.values()
+            for several in (panels, *drawn.values())
             for chart in several
         ],
-        "texts": {
-            language: {key: getattr(both, language) for key, both in texts().items() if key.startswith(prefixes)}
-            for language in LANGUAGES
-        },
+        "texts": {language: {key: getattr(both, language) for key, both in words.items()} for language in LANGUAGES},
         "copied": text("repeat.copied"),
     }
 

@@ -13,8 +13,8 @@ from flagperf.statistics import trial_interval
 
 from .data import Group, TrialView
 from .numbers import Scale, change, median, scale
-from .texts import Both, same, text
-from .words import title
+from .points import shown_metrics
+from .texts import Both, same, text, title
 
 _ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 _GROUPS = ("speed", "memory", "accuracy", "energy", "harness")
@@ -59,6 +59,8 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 
 def blocks(group: Group) -> list[Block]:
     """Return the metrics of a group's valid trials, kind by kind."""
+    if group.sweep is not None:
+        return []  # its trials measure many sizes, of which there is no one number
     known = catalogue()
     measured = [name for view in group.trials if view.valid for name in view.result.metrics]
     names = list(dict.fromkeys(measured))
@@ -268,6 +270,8 @@ def remarks(group: Group) -> tuple[list[Remark], list[Remark]]:
 def glossary(group: Group) -> list[tuple[Both, Both]]:
     """Return title and meaning of every metric that is shown."""
     shown = {name for view in group.trials for name in view.result.metrics}
+    if group.sweep is not None:
+        shown |= shown_metrics(group.sweep)
     found = []
     for name, declared in catalogue().items():
         if name in shown:

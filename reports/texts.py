@@ -11,6 +11,9 @@ from typing import Any
 import msgspec
 from markupsafe import Markup, escape
 
+from flagperf.metrics import catalogue
+from flagperf.schema.metric import Metric
+
 LANGUAGES = ("en", "zh")
 
 
@@ -82,3 +85,9 @@ def listed(parts: list[Both] | list[str]) -> Both:
     """Join items with commas."""
     both = [part if isinstance(part, Both) else same(part) for part in parts]
     return Both(", ".join(part.en for part in both), "、".join(part.zh for part in both))
+
+
+def title(name: str) -> Both:
+    """Return a metric's title; of one that isn't declared its name."""
+    declared: Metric | None = catalogue().get(name)
+    return Both(declared.title, declared.title_zh) if declared else same(name)

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from flagperf.metrics import catalogue
-from flagperf.schema.metric import Metric
 from flagperf.schema.result import Comparison
 
 from .data import Group, LossDifference, leading_metric, loss_differences
 from .numbers import change, exact, median, percent, percent_above, scale
-from .texts import Both, same, sentences, text
+from .texts import Both, same, sentences, text, title
 
 _SAID = {"invalid_left_out", "losses_differ", "losses_unchecked"}
 """Notes that the sentences here say already, in both languages."""
@@ -228,9 +226,3 @@ def left_out(group: Group, arms: Sequence[str]) -> list[Both]:
 
 def _trials(count: int) -> Both:
     return text("verdict.trials_one") if count == 1 else text("verdict.trials_many", count=count)
-
-
-def title(name: str) -> Both:
-    """Return a metric's title; of one that isn't declared its name."""
-    declared: Metric | None = catalogue().get(name)
-    return Both(declared.title, declared.title_zh) if declared else same(name)

@@ -18,7 +18,7 @@ from flagperf.errors import UnknownName
 from flagperf.metrics import catalogue, metric
 from flagperf.schema.metric import MetricValue
 from flagperf.schema.result import Comparison, Reason, Result
-from flagperf.schema.sweep import At, Bound, Label, Point, PointVerdict
+from flagperf.schema.sweep import At, Bound, Label, Point, PointVerdict, Rated
 from flagperf.statistics import compare_groups, trial_interval
 
 SPEED = "kernel_speed"
@@ -39,6 +39,7 @@ class Cell:
     """Of a trial its own; over several the median, with the interval of their mean."""
     bound: Bound
     speedup: Comparison | None
+    rated: Rated | None
     facts: dict[str, Any]
 
     @property
@@ -144,6 +145,7 @@ def _cell(points: Sequence[Point], speedup: Comparison | None) -> Cell:
         metrics={name: _over_trials([p.metrics[name] for p in same if name in p.metrics]) for name in names},
         bound=worst.bound,
         speedup=speedup if worst.verdict == "valid" else None,
+        rated=worst.rated,
         facts=worst.facts,
     )
 
