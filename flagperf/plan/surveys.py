@@ -170,7 +170,7 @@ def _space(
         try:
             whole = template(Arm(asked.engine, layout), size, vendor, ranks, options, registries)
         except UsageError as error:
-            yield Candidate(arm=Arm(asked.engine, layout), refused=error.message)
+            yield Candidate(arm=Arm(asked.engine, layout), refused=error.message.rstrip("."))
             continue
         share = size.protocol.global_batch // (ranks // layout.model_parallel)
         for micro in [layout.micro] if layout.micro else range(share, 0, -1):
