@@ -103,7 +103,7 @@ class _Drawing:
         if rules:
             rule = alt.Chart(alt.NamedData("rules")).mark_rule(strokeDash=[5, 4], color="#808080")
             layers.append(rule.encode(**{next(iter(value)): alt.Y("y:Q") if "y" in value else alt.X("y:Q")}))
-        spread = any(value.low is not None for cell in cells if (value := _value(cell, name)) is not None)
+        spread = any(found.low is not None for cell in cells if (found := _value(cell, name)) is not None)
         notes = [text("sweep_chart.interval" if spread else "sweep_chart.medians")]
         notes += [text("sweep_chart.roof")] if rules and name != SPEED else []
         notes += [text("sweep_chart.rated")] if any(_rated(cell, name, unit) is not None for cell in cells) else []

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from flagperf.collect.points import Cell
-from flagperf.metrics import catalogue
+from flagperf.metrics import catalogue, metric
 from flagperf.schema.result import Comparison
 
 from .data import Group
@@ -199,8 +199,17 @@ def _alone(view: SweepView, arm: str) -> Verdict:
     details = []
     if several:
         details.append(text("sweep.alone_where", where=view.label(best.at), points=_points(len(cells))))
-    details += [*_smallest(view, cells), *_roofline(view), *_not_measured(view, arm)]
+    details += [*_rated(best), *_smallest(view, cells), *_roofline(view), *_not_measured(view, arm)]
     return Verdict(kind="measured", badge=text("badge.measured"), headline=headline, details=details)
+
+
+def _rated(cell: Cell) -> list[Both]:
+    """Say what share that is of what the maker rates the device at, and where that figure is from."""
+    told, share = cell.rated, cell.value("rated_share")
+    if told is None or share is None:
+        return []
+    value = scale(metric(told.metric).unit, [told.value]).full(told.value)
+    return [text("sweep.rated", share=percent(share, 3), value=value, chip=told.chip, source=told.source)]
 
 
 def _smallest(view: SweepView, cells: Sequence[Cell]) -> list[Both]:

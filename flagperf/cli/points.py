@@ -17,13 +17,18 @@ from flagperf.collect.points import SPEED, Cell, Sweep, sweeps
 from flagperf.collect.sweeps import shown
 from flagperf.metrics import metric
 from flagperf.schema.result import Comparison, Result
+from flagperf.schema.sweep import At
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 MOST = 40
 """Points of a table; more than that are summed up."""
+MOST_METRICS = 4
+"""Metrics of a table about one provider."""
 _SMALLER = {
+    "GB/s": [(1.0, "GB/s"), (1e-3, "MB/s"), (1e-6, "kB/s")],
+    "ratio": [(0.01, "%")],
     "TFLOP/s": [(1.0, "TFLOP/s"), (1e-3, "GFLOP/s"), (1e-6, "MFLOP/s")],
     "s": [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")],
 }
@@ -34,11 +39,15 @@ def print_sweeps(results: Sequence[Result], run: str = "") -> None:
     """Print every sweep among these results; `run` is the folder in which more is to be found."""
     for sweep in sweeps(results):
         declared = metric(sweep.leading)
-        arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[declared.direction]
         title = f"{escape(sweep.first.case)} {escape(sweep.first.preset)}  [dim]{escape(shown(sweep.fixed))}[/]"
-        factor, unit = _scale(sweep)
-        table = Table(title=f"{title}\n{escape(declared.title)}, {escape(unit)}{arrow}", title_justify="left")
-        (_points if len(sweep.points) <= MOST else _summary)(sweep, table, factor)
+        factor, unit = _scale(sweep, sweep.leading)
+        alone = len(sweep.providers) == 1 and len(sweep.points) <= MOST
+        what = escape(sweep.baseline) if alone else f"{escape(declared.title)}, {escape(unit)}{_arrow(sweep.leading)}"
+        table = Table(title=f"{title}\n{what}", title_justify="left")
+        if alone:
+            _metrics(sweep, table)
+        else:
+            (_points if len(sweep.points) <= MOST else _summary)(sweep, table, factor)
         common.out().print(table)
         for line in _told(sweep):
             common.out().print(f"  {line}", soft_wrap=True)
@@ -47,41 +56,73 @@ def print_sweeps(results: Sequence[Result], run: str = "") -> None:
             common.out().print(f"  All {len(sweep.points)} points: flagperf results{where} --points", soft_wrap=True)
 
 
-def _scale(sweep: Sweep) -> tuple[float, str]:
-    """Return the unit for a sweep's leading metric: divide by the factor."""
-    unit = metric(sweep.leading).unit
-    values = sorted(found for cell in sweep.cells.values() if (found := cell.value(sweep.leading)))
+def _arrow(name: str) -> str:
+    return {"higher": " ↑", "lower": " ↓", "none": ""}[metric(name).direction]
+
+
+def _scale(sweep: Sweep, name: str) -> tuple[float, str]:
+    """Return the unit for a sweep's values of a metric: divide by the factor."""
+    unit = metric(name).unit
+    values = sorted(found for cell in sweep.cells.values() if (found := cell.value(name)))
     middle = values[len(values) // 2] if values else 1.0
     steps = _SMALLER.get(unit, [(1.0, unit)])
     return next((step for step in steps if middle >= step[0]), steps[-1])
 
 
-def _points(sweep: Sweep, table: Table, factor: float) -> None:
-    """A row a point, a column a provider."""
+def _metrics(sweep: Sweep, table: Table) -> None:
+    """A row a point, a column a metric of the only provider: the leading one and those the case names next."""
+    seen = {name for cell in sweep.cells.values() for name in cell.metrics}
+    named = [name for name in sweep.first.facts.get("metrics") or [] if name in seen]
+    names = list(dict.fromkeys([sweep.leading, *named]))[:MOST_METRICS]
+    _axes(sweep, table)
+    scales = {name: _scale(sweep, name) for name in names}
+    for name in names:
+        table.add_column(
+            f"{escape(metric(name).title)}\n[dim]{escape(scales[name][1])}{_arrow(name)}[/]", justify="right"
+        )
+    for point, at in sweep.points.items():
+        cell = sweep.cells.get((sweep.baseline, point))
+        first, *others = (_cell(cell, name, scales[name][0], interval=name == names[0]) for name in names)
+        counts = cell is not None and cell.valid
+        table.add_row(*_labels(sweep, at), first, *(others if counts else ["–"] * len(others)))
+
+
+def _axes(sweep: Sweep, table: Table) -> None:
     for axis in sweep.axes or ["point"]:
         table.add_column(escape(axis), no_wrap=True)
+
+
+def _labels(sweep: Sweep, at: At) -> list[str]:
+    return [escape(_label(at.get(axis, "–"))) for axis in sweep.axes] or [escape(sweep.label(at))]
+
+
+def _points(sweep: Sweep, table: Table, factor: float) -> None:
+    """A row a point, a column a provider."""
+    _axes(sweep, table)
     for name in sweep.providers:
         other = sweep.providers[1:] and name != sweep.baseline
         head = f"\n[dim]and × {escape(sweep.baseline)}, 95 %[/]" if other else ""
         table.add_column(f"{escape(name)}{head}", justify="right")
     for point, at in sweep.points.items():
-        labels = [escape(_label(at.get(axis, "–"))) for axis in sweep.axes] or [escape(sweep.label(at))]
         cells = [sweep.cells.get((name, point)) for name in sweep.providers]
-        table.add_row(*labels, *(_cell(cell, sweep.leading, factor) for cell in cells))
+        table.add_row(*_labels(sweep, at), *(_cell(cell, sweep.leading, factor) for cell in cells))
 
 
 def _label(label: object) -> str:
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
-def _cell(cell: Cell | None, leading: str, factor: float) -> str:
+def _cell(cell: Cell | None, name: str, factor: float, *, interval: bool = False) -> str:
+    """Return a metric's value, with its interval if asked for, and the speed against the baseline if there is one."""
     if cell is None:
         return "–"
     if not cell.valid:
         style = "bold red strike" if cell.verdict == "wrong" else "red" if cell.verdict == "failed" else "dim"
         return f"[{style}]{cell.verdict}[/]"
-    found = cell.value(leading)
-    text = "–" if found is None else number(found / factor)
+    found = cell.metrics.get(name)
+    text = "–" if found is None else number(found.value / factor)
+    if interval and found is not None and found.low is not None and found.high is not None:
+        text += f"  [dim]{number(found.low / factor)}…{number(found.high / factor)}[/]"
     return f"{text}  {_speedup(cell.speedup)}" if cell.speedup is not None else text
 
 

@@ -254,3 +254,14 @@ def test_hundreds_of_points_are_summed_up(tmp_path: Path, monkeypatch: pytest.Mo
     assert "50 of 50" in text and "2.5" in text and "equivalent" in text
     assert f"All 50 points: flagperf results {folder} --points" in text
     assert len(text.splitlines()) < 30
+
+
+def test_one_provider_shows_several_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def partly(provider: str, at: Any, trial: int) -> dict[str, Any]:
+        return {"seconds": [], "accuracy": None, "verdict": "unsupported", "why": "no"} if at["seq"] == 512 else {}
+
+    folder = swept.write(tmp_path / "alone", [swept.trial(0, ("torch",))], {"seq": [128, 512]}, partly)
+    lines = shown(monkeypatch, folder).splitlines()
+    assert lines[1].strip() == "torch"
+    assert "Compute rate" in lines[3] and "Time a call" in lines[3] and "µs ↓" in lines[4]
+    assert lines[6].count("…") == 1 and lines[7].count("unsupported") == 1
