@@ -8,26 +8,31 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import TINY, flagperf
+from helpers import LEARNING, flagperf
 from hypothesis import HealthCheck, settings
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 GROUPS = {
     "finished": "run",
+    "alone": "run",
     "sound": "run",
     "looks": "simchip",
     "ranks": "simchip",
+    "simulated": "simchip",
+    "specs": "simchip",
+    "mixed": "collectives",
     "wheel": "wheel",
     "browser": "page",
     "page_of": "page",
     "real_wheels": "corpus",
 }
 """Fixtures that take long to make: tests that use those of one group run in one worker, which makes them once."""
-APART = {"arms"}
+APART = {"trained_arms"}
 """Such fixtures of which each parameter is a group of its own."""
 
 # Before anything imports torch: threads of two workers would else spin, waiting for one another, on the same cores.
@@ -60,21 +65,29 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Share one cache over the session, and between its workers, unless the caller has said which."""
-    if "FLAGPERF_CACHE" not in os.environ:
-        base = tmp_path_factory.getbasetemp()
-        os.environ["FLAGPERF_CACHE"] = str((base if WORKER is None else base.parent) / "cache")
+def _cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Share one cache over the session, and between its workers, unless the caller has said which.
+
+    The simulated chip, a minute of compiling, is kept between sessions.
+    """
+    if "FLAGPERF_CACHE" in os.environ:
+        return
+    base = tmp_path_factory.getbasetemp()
+    cache = (base if WORKER is None else base.parent) / "cache"
+    cache.mkdir(exist_ok=True)
+    os.environ["FLAGPERF_CACHE"] = str(cache)
+    if kept := getattr(request.config, "cache", None):
+        with suppress(FileExistsError):  # another worker's
+            (cache / "simchip").symlink_to(kept.mkdir("simchip"))
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A real run of ddp and fsdp on two ranks, two trials each, and what it printed with `--json`."""
+    """A real run of ddp and fsdp on two ranks, thirty steps, two trials each, and what it printed with `--json`."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     done = flagperf(
         *("run", "aquila/pretrain", "--engine", "ddp,fsdp", "--ranks", "2", "--trials", "2", "--json"),
-        *TINY,
-        *("--out", str(folder)),
+        *(*LEARNING, "--set", "protocol.profile=2", "--out", str(folder)),
     )
     assert done.returncode == 0, done.stderr
     return folder, done
@@ -85,3 +98,12 @@ def finished_run(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> tup
     """The finished run's folder and its output, decoded."""
     folder, done = finished
     return folder, json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real run of the same model on one rank, two trials."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done = flagperf("run", "aquila/pretrain", "--engine", "single", "--trials", "2", *LEARNING, "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder

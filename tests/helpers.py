@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from flagperf.cli.app import run_app
 from flagperf.registry import Registries
 
 ROOT = Path(__file__).parent.parent
@@ -20,8 +23,21 @@ TINY = [
     *("--preset", "tiny", "--set", "data.source=synthetic", "--set", "model.dim=64", "--set", "model.layers=2"),
     *("--set", "model.vocab_size=512", "--set", "data.vocab_size=512", "--set", "data.tokens=65536"),
     *("--set", "model.seq_len=64", "--set", "protocol.validation=4", "--warmup", "2", "--steps", "4"),
+    *("--set", "protocol.profile=0"),
 ]
 """Options that make a training trial as short as it can be while being real."""
+
+LEARNING = [*TINY, "--set", "optimizer.clip=0.2", "--set", "optimizer.learning_rate=5e-3", "--steps", "28"]
+"""Thirty steps in which it learns, and in which gradients are clipped."""
+
+
+def called(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Call the command line in this process, which is quicker for what needs none of its own."""
+    out, err, words = io.StringIO(), io.StringIO(), [str(argument) for argument in arguments]
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["flagperf", *words])
+        status = run_app()
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 def flagperf(*arguments: str, timeout: float = 600, **kwargs: Any) -> subprocess.CompletedProcess[str]:

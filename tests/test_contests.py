@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from helpers import TINY, flagperf
+from helpers import TINY, called, flagperf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -282,7 +282,7 @@ def test_a_contest_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert read_run(out).trials == run.trials
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())  # nothing was run twice
-    shown = flagperf("compare", str(out))
+    shown = called("compare", out)
     assert "Each in its best layout" in shown.stdout and shown.returncode == 0
-    found = json.loads(flagperf("results", str(out), "--where", "purpose=search", "--json").stdout)
+    found = json.loads(called("results", out, "--where", "purpose=search", "--json").stdout)
     assert len(found["results"]) == len(searched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import flagperf
+from helpers import called, flagperf
 
 COMMANDS = [
     *(["doctor"], ["devices"], ["list"], ["show"], ["run"], ["results"], ["compare"], ["report"], ["import"]),
@@ -15,7 +15,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help_with_an_example_and_json(command: list[str]) -> None:
-    done = flagperf(*command, "--help")
+    done = called(*command, "--help")
     assert done.returncode == 0, done.stderr
     assert "Example: flagperf" in done.stdout
     assert "--json" in done.stdout
@@ -53,7 +53,7 @@ def test_the_help_lists_the_commands() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_usage_is_2_and_says_what_is_right(arguments: list[str], told: str) -> None:
-    done = flagperf(*arguments)
+    done = called(*arguments)
     assert told in done.stderr, done.stderr
     assert done.stdout == ""
     assert done.returncode == 2, done.stderr

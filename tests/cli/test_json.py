@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from helpers import ROOT, flagperf
+from helpers import ROOT, called, flagperf
 
 from flagperf.schema.output import DOCUMENTS, schema
 
@@ -56,7 +56,7 @@ def valid(name: str, text: str) -> Any:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_measures_nothing(name: str, arguments: list[str]) -> None:
-    done = flagperf(*arguments, "--json")
+    done = called(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     valid(name, done.stdout)
 
@@ -78,13 +78,13 @@ def test_a_run_and_what_reads_it(finished_run: tuple[Path, dict[str, Any]], tmp_
     assert {row["candidate"] for row in output["comparisons"]} == {"fsdp"}
     assert {row["baseline"] for row in output["comparisons"]} == {"ddp"}
 
-    results = flagperf("results", str(folder), "--json")
+    results = called("results", str(folder), "--json")
     assert results.returncode == 0
     assert valid("results", results.stdout)["results"] == output["results"]
-    compared = flagperf("compare", str(folder), "--baseline", "ddp", "--json")
+    compared = called("compare", str(folder), "--baseline", "ddp", "--json")
     assert compared.returncode == 0
     assert valid("compare", compared.stdout)["comparisons"] == output["comparisons"]
-    swapped = json.loads(flagperf("compare", str(folder), "--baseline", "fsdp", "--json").stdout)["comparisons"]
+    swapped = json.loads(called("compare", str(folder), "--baseline", "fsdp", "--json").stdout)["comparisons"]
     for one, other in zip(output["comparisons"], swapped, strict=True):
         assert one["ratio"] * other["ratio"] == pytest.approx(1)
     reported = flagperf("report", str(folder), "-o", str(tmp_path / "page.html"), "--json")
@@ -100,7 +100,7 @@ def test_a_run_and_what_reads_it(finished_run: tuple[Path, dict[str, Any]], tmp_
 @pytest.mark.slow
 def test_resuming_a_finished_run_measures_nothing_again(finished_run: tuple[Path, dict[str, Any]]) -> None:
     folder, output = finished_run
-    shown = flagperf("run", "--resume", str(folder), "--timeout", "77", "--dry-run", "--json")
+    shown = called("run", "--resume", str(folder), "--timeout", "77", "--dry-run", "--json")
     assert {trial["protocol"]["timeout"] for trial in json.loads(shown.stdout)["plan"]["trials"]} == {77.0}
     before = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/*.journal")}
     done = flagperf("run", "--resume", str(folder), "--json")

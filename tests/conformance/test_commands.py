@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conformance_adapters import change, whole
-from helpers import flagperf
+from helpers import called
 
 from flagperf.conformance import runner
 from flagperf.conformance.explanation import explain
@@ -64,11 +64,11 @@ def test_a_manifest_that_cant_be_read_is_one_failure_and_no_crash(tmp_path: Path
 def test_its_exit_status_and_json_tell_the_truth(tmp_path: Path) -> None:
     folder = whole(tmp_path)
     arguments = ("vendor", "check", "mychip", "--vendor-path", str(tmp_path), "--group", "readme", "--json")
-    done = flagperf(*arguments)
+    done = called(*arguments)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["conforms"] is True
     (folder / "README.md").unlink()
-    done = flagperf(*arguments[:-1])
+    done = called(*arguments[:-1])
     assert done.returncode == 1
     assert "readme.is_there" in done.stdout and "fix:" in done.stdout and "doesn't conform" in done.stdout
 
@@ -127,11 +127,11 @@ def test_an_adapter_is_found_in_its_folder_or_the_one_above(tmp_path: Path) -> N
 
 def test_the_commands_take_it_from_there(tmp_path: Path) -> None:
     folder = whole(tmp_path)
-    done = flagperf(
+    done = called(
         "vendor", "parse", "mychip", str(folder / "samples/mychip-smi.txt"), "--vendor-path", str(folder), "--json"
     )
     assert [device["power_w"] for device in json.loads(done.stdout)["devices"]] == [91.5, 311.0]
-    done = flagperf("devices", "--vendor-path", str(folder), "--json")
+    done = called("devices", "--vendor-path", str(folder), "--json")
     assert "mychip" in {state["name"] for state in json.loads(done.stdout)["vendors"]}
 
 
@@ -213,5 +213,5 @@ def test_explain_names_rivals_that_look_for_the_same() -> None:
 def test_what_isnt_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="Did you mean 'nvidia'"):
         runner.run_checks("nvidai", [])
-    done = flagperf("vendor", "check", "cpu", "--group", "parsing")
+    done = called("vendor", "check", "cpu", "--group", "parsing")
     assert done.returncode == 2 and "Did you mean 'parser'" in done.stderr

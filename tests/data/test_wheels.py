@@ -115,9 +115,9 @@ def real_wheels(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bilingual(real_wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def bilingual(real_wheels: Path) -> Prepared:
+    """The real corpus, in the cache that the README's commands use too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLAGPERF_CACHE", str(tmp_path_factory.mktemp("bilingual")))
         patch.setenv("FLAGPERF_WHEELS", str(real_wheels))
         return prepare(DataSettings())
 

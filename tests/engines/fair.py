@@ -1,15 +1,21 @@
-"""One rank of the fairness tests, under torchrun: train an engine in several layouts and keep what it did.
+"""The ranks of the fairness tests: train an engine in several layouts and keep what it did.
 
-`python -m torch.distributed.run … fair.py FOLDER ENGINE ARM …`, an arm being `DTYPE:LAYOUT`: `fp32:zero=2,micro=1`;
-`OTHER DTYPE:LAYOUT` is an arm of another engine.
-All arms share one process group, since starting up takes longer than training a model this small.
+`python fair.py RANKS FOLDER ENGINE ARM …`, an arm being `DTYPE:LAYOUT`: `fp32:zero=2,micro=1`;
+`OTHER DTYPE:LAYOUT` is an arm of another engine; with `!` behind its data type, gradients overflow at first.
+Starting up takes longer than training a model this small: ranks are forks of a process that has imported what they
+need, and all arms share one process group.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import signal
+import socket
 import sys
+import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +48,15 @@ JUDGED = 2
 
 
 def trial(engine: str, layout: str, dtype: str, ranks: int) -> Trial:
-    """Return the trial that all engines are given, but for its layout."""
+    """Return the trial that all engines are given, but for its layout and, with `!` behind the type, larger weights."""
     arm = engine + (f":{layout}" if layout else "")
     options = Options(
-        cases=["aquila/pretrain"], engines=[arm], ranks=ranks, dtype=dtype, settings=SETTINGS, oversubscribe=True
+        cases=["aquila/pretrain"],
+        engines=[arm],
+        ranks=ranks,
+        dtype=dtype.removesuffix("!"),
+        settings={**SETTINGS, "model": {**SETTINGS["model"], "init_std": 1}} if dtype.endswith("!") else SETTINGS,
+        oversubscribe=True,
     )
     return plan(options, Registries()).trials[0]
 
@@ -55,16 +66,61 @@ def task(of: Trial) -> AquilaTask:
     return AquilaTask(typed(of.settings, PretrainSettings), of)
 
 
-def main(folder: Path, name: str, arms: list[str]) -> None:
-    """Train every arm; each rank writes its own numbers, rank 0 the weights besides."""
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    end, begun = dist.destroy_process_group, False
+def main(ranks: int, folder: Path, name: str, arms: list[str]) -> int:
+    """Plan every arm, which is done before ranks are bound to cores, and have ranks train them; return their status."""
     planned = []
     for arm in arms:
         *other, rest = arm.split()
         dtype, _, layout = rest.partition(":")
-        planned.append(trial(other[0] if other else name, layout, dtype, world))
-    for number, one in enumerate(planned):  # planned before a rank is bound to its cores, which a plan counts
+        planned.append(trial(other[0] if other else name, layout, dtype, ranks))
+    _import({each.engine for each in planned})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    children = {}
+    for rank in range(ranks):
+        if (child := os.fork()) == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+            status = 1
+            try:
+                _rank(folder, planned)
+                status = 0
+            except Exception:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        children[child] = rank
+    worst = 0
+    while children:
+        child, status = os.wait()
+        children.pop(child)
+        worst = worst or status
+        for left in children if status else ():  # which would wait for it
+            os.kill(left, signal.SIGKILL)
+    return int(worst != 0)
+
+
+def _import(engines: set[str]) -> None:
+    """Import what engines import when they start, but nothing that starts a thread."""
+    importlib.import_module("torch._dynamo")
+    for name in engines:
+        Registries().engines.load(name)
+    if any("deepspeed" in name for name in engines):
+        from flagperf.engines.deepspeed.shims import prepare
+
+        prepare(torch.device("cpu"))
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    assert threading.active_count() == len(list(Path("/proc/self/task").iterdir())) == 1, "a fork would lose threads"
+
+
+def _rank(folder: Path, planned: list[Trial]) -> None:
+    """Train every arm; each rank writes its own numbers, rank 0 the weights besides."""
+    rank = int(os.environ["RANK"])
+    end, begun = dist.destroy_process_group, False
+    for number, one in enumerate(planned):
         with Journal(folder / f"{number}-{rank}.journal", {}) as journal:
             context = rank_context(one, journal)
             torch.set_num_threads(1)  # the model is too small for two, which would wait for each other
@@ -106,4 +162,4 @@ def _weights(engine: Any, when: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]))

@@ -5,6 +5,7 @@ Every rule here was broken by a trainer that Aquila was compared with. An engine
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -26,8 +27,8 @@ pytestmark = pytest.mark.slow
 
 ARMS: dict[str, tuple[str, ...]] = {
     "single": ("fp32:", "fp32:micro=1,recompute=1", "fp16:"),
-    "ddp": ("fp32:", "fp32:micro=1", "fp32:recompute=1", "bf16:", "fp16:"),
-    "fsdp": ("fp32:zero=3", "fp32:zero=2,micro=1", "fp32:zero=3,recompute=1", "bf16:", "fp16:"),
+    "ddp": ("fp32:", "fp32:micro=1", "fp32:recompute=1", "bf16:", "fp16:", "fp16!:"),
+    "fsdp": ("fp32:zero=3", "fp32:zero=2,micro=1", "fp32:zero=3,recompute=1", "bf16:", "fp16:", "fp16!:zero=3"),
     "bmtrain": (
         *("fp32:zero=3", "fp32:zero=2,micro=1", "fp32:zero=3,micro=1,overlap=0", "fp32:zero=3,recompute=1"),
         *("fp32:zero=2,recompute=1,overlap=0,micro=1", "fp32:zero=2,offload=1", "fp32:zero=3,offload=1,micro=1"),
@@ -46,12 +47,13 @@ ARMS: dict[str, tuple[str, ...]] = {
         *("fp32:zero=0,recompute=1", "fp32:zero=3,recompute=1,overlap=0"),
         *("fp32:zero=1,offload=1,micro=1", "fp32:zero=2,offload=1,overlap=0", "fp32:zero=3,offload=1"),
         *("bf16:zero=1", "bf16:zero=2", "bf16:zero=3", "fp16:zero=1", "fp16:zero=2", "fp16:zero=3"),
-        *("bf16:zero=0", "fp16:zero=0"),  # last: DeepSpeed never forgets that it was asked for autocast
+        *("fp16!:zero=2", "fp16!:zero=3"),
+        *("bf16:zero=0", "fp16:zero=0", "fp16!:zero=0"),  # last: DeepSpeed never forgets that it was asked for autocast
     ),
     "megatron": (
         *("fp32:zero=0", "fp32:zero=0,micro=1,overlap=0", "fp32:zero=1,micro=1", "fp32:zero=1,recompute=1,overlap=0"),
         *("fp32:tp=2,micro=1", "fp32:tp=2,sp=1,recompute=1,zero=1", "fp32:pp=2,micro=1", "fp32:pp=2,recompute=1"),
-        *("bf16:zero=1", "bf16:tp=2,sp=1", "bf16:pp=2,micro=2", "fp16:zero=1", "fp16:tp=2"),
+        *("bf16:zero=1", "bf16:tp=2,sp=1", "bf16:pp=2,micro=2", "fp16:zero=1", "fp16:tp=2", "fp16!:zero=1"),
     ),
     "megatron-deepspeed": (
         *("fp32:zero=2", "fp32:zero=1,micro=1", "fp32:zero=2,tp=2,micro=1", "fp32:zero=3,tp=2,recompute=1"),
@@ -65,7 +67,7 @@ ARMS: dict[str, tuple[str, ...]] = {
         "megatron-deepspeed bf16:zero=2,tp=2",
     ),
 }
-"""What each engine is tried in; the first is what its others are compared with."""
+"""What each engine is tried in; the first is what its others are compared with. `!`: gradients overflow at first."""
 RANKS = {"single": 1, "megatron on four": 4}
 """Two for all others."""
 LAST = str(len(fair.RATES) - 1)
@@ -124,7 +126,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=ARMS)
-def arms(request: pytest.FixtureRequest, folder: Path) -> list[Arm]:
+def trained_arms(request: pytest.FixtureRequest, folder: Path) -> list[Arm]:
     """What an engine did in each of its arms, all trained in one start of its ranks."""
     name: str = request.param
     first = name.split()[0]
@@ -136,10 +138,7 @@ def arms(request: pytest.FixtureRequest, folder: Path) -> list[Arm]:
     here.mkdir()
     ranks = RANKS.get(name, 2)
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)),
-            *(str(Path(__file__).with_name("fair.py")), str(here), first, *ARMS[name]),
-        ],
+        [sys.executable, str(Path(fair.__file__)), str(ranks), str(here), first, *ARMS[name]],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -154,6 +153,12 @@ def arms(request: pytest.FixtureRequest, folder: Path) -> list[Arm]:
         )
         for number, arm in enumerate(ARMS[name])
     ]
+
+
+@pytest.fixture(scope="module")
+def arms(trained_arms: list[Arm]) -> list[Arm]:
+    """Those that learn."""
+    return [arm for arm in trained_arms if "!" not in arm.name]
 
 
 def exact(arms: list[Arm]) -> list[Arm]:
@@ -193,6 +198,23 @@ def test_narrow_types_learn_the_same_within_a_percent(arms: list[Arm]) -> None:
         np.testing.assert_allclose(arm.losses, truth().losses, rtol=1e-2, err_msg=arm.name)
         assert arm.off(weights(truth())) < 0.05, arm.name  # most of it from rounding what is near zero
         assert not any(step[2] for rank in arm.ranks for step in rank["steps"]), arm.name
+
+
+def test_what_overflows_in_fp16_is_left_out_and_got_over(trained_arms: list[Arm]) -> None:
+    """Weights so large that the first gradients overflow: the loss scale is halved until they don't."""
+    for arm in (arm for arm in trained_arms if "!" in arm.name):
+        for rank in arm.ranks:
+            steps = rank["steps"]
+            skipped = [left_out for _, _, left_out, _ in steps]
+            assert skipped[0] and not skipped[-1], arm.name
+            assert all(np.isfinite(norm) or left_out for _, norm, left_out, _ in steps), arm.name
+            for (_, _, left_out, scale), (_, _, _, following) in itertools.pairwise(steps):
+                assert following == (scale / 2 if left_out else scale), arm.name
+        for number in (number for number, left_out in enumerate(skipped) if left_out):
+            before = str(number - 1) if number else "start"
+            for name in truth().start:
+                now = arm.weights[f"{number}/{name}"]
+                assert np.array_equal(now, arm.weights[f"{before}/{name}"]), (arm.name, number, name)
 
 
 def test_updates_are_those_of_adamw_with_the_gradient_of_the_whole_batch(arms: list[Arm]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import TINY, flagperf, leftovers, started
+from helpers import TINY, called, flagperf, leftovers, started
 
 from flagperf.journal import Reader
 
@@ -44,9 +44,10 @@ def rank_process(run: Path, trial: str, rank: int) -> psutil.Process:
     return psutil.Process(header.value["pid"])
 
 
-def long_run(run: Path, *more: str) -> subprocess.Popen[str]:
-    """Start a run of ddp on two ranks that takes long enough to be hurt."""
-    return started(*RUN, "--engine", "ddp", "--ranks", "2", "--trials", "2", "--steps", "400", "--out", str(run), *more)
+def long_run(run: Path, *more: str, engine: str = "ddp", ranks: int = 2) -> subprocess.Popen[str]:
+    """Start a run that takes long enough to be hurt."""
+    many = ("--ranks", str(ranks), "--trials", "2", "--steps", "400")
+    return started(*RUN, "--engine", engine, *many, "--out", str(run), *more)
 
 
 def test_a_rank_killed_makes_the_trial_invalid_and_names_the_cause(tmp_path: Path) -> None:
@@ -81,18 +82,24 @@ def test_a_killed_harness_leaves_no_process_and_the_run_can_be_resumed(tmp_path:
     assert (run / "trials" / "001-single.attempt1").is_dir()  # what was cut off is put aside, not lost
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_an_interrupt_cleans_up_and_keeps_what_was_measured(tmp_path: Path, number: signal.Signals) -> None:
-    run = tmp_path / "run"
-    process = long_run(run)
-    wait_for(lambda: steps(run, "000-ddp") > 3)
+@pytest.mark.parametrize(
+    ("number", "engine", "ranks"),
+    [(signal.SIGINT, "ddp", 2), (signal.SIGTERM, "single", 1)],
+    ids=["ctrl-c", "sigterm"],
+)
+def test_an_interrupt_cleans_up_and_keeps_what_was_measured(
+    tmp_path: Path, number: signal.Signals, engine: str, ranks: int
+) -> None:
+    run, trial = tmp_path / "run", f"000-{engine}"
+    process = long_run(run, engine=engine, ranks=ranks)
+    wait_for(lambda: steps(run, trial) > 3)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"--resume {run}" in err
     assert not leftovers(run)
-    assert steps(run, "000-ddp") > 3
-    shown = flagperf("results", str(run), "--json")
+    assert steps(run, trial) > 3
+    shown = called("results", run, "--json")
     assert shown.returncode == 1  # an interrupted trial isn't a success
     assert "interrupted" in shown.stdout
 
@@ -252,27 +259,27 @@ def plugins(tmp_path: Path) -> Path:
 
 
 def test_an_engine_that_isnt_installed(plugins: Path, tmp_path: Path) -> None:
-    done = flagperf("--plugins", str(plugins), *RUN, "--engine", "absent", "--out", str(tmp_path / "run"))
+    done = called("--plugins", str(plugins), *RUN, "--engine", "absent", "--out", str(tmp_path / "run"))
     assert done.returncode == 1
     assert "no-such-distribution isn't installed" in done.stderr
     assert "pip install no-such-distribution" in done.stderr
     assert not (tmp_path / "run").exists()
-    listed = flagperf("--plugins", str(plugins), "list", "engines")
+    listed = called("--plugins", str(plugins), "list", "engines")
     assert listed.returncode == 0 and "absent" in listed.stdout and "ddp" in listed.stdout
 
 
 def test_a_case_whose_import_fails_breaks_no_other(plugins: Path, tmp_path: Path) -> None:
-    done = flagperf("--plugins", str(plugins), "run", "broken/case", "--out", str(tmp_path / "run"))
+    done = called("--plugins", str(plugins), "run", "broken/case", "--out", str(tmp_path / "run"))
     assert done.returncode == 1
     assert "half-written" in done.stderr and "broken.toml" in done.stderr
     assert "Traceback" not in done.stderr
-    listed = flagperf("--plugins", str(plugins), "list", "cases")
+    listed = called("--plugins", str(plugins), "list", "cases")
     assert listed.returncode == 0 and "aquila/pretrain" in listed.stdout and "broken/case" in listed.stdout
 
 
 def test_more_ranks_than_cores_are_refused(tmp_path: Path) -> None:
     many = len(os.sched_getaffinity(0)) + 1
-    done = flagperf(*RUN, "--engine", "ddp", "--ranks", str(many), "--out", str(tmp_path / "run"))
+    done = called(*RUN, "--engine", "ddp", "--ranks", many, "--out", str(tmp_path / "run"))
     assert done.returncode == 2
     assert "--oversubscribe" in done.stderr and f"{many} ranks" in done.stderr
 
@@ -294,6 +301,6 @@ def test_a_torn_journal_is_read_up_to_the_tear(finished_run: tuple[Path, object]
     shutil.copytree(finished_run[0], run)
     journal = run / "trials" / "000-ddp" / "rank0.journal"
     journal.write_bytes(journal.read_bytes()[:-7])
-    shown = flagperf("results", str(run), "--json")
+    shown = called("results", run, "--json")
     assert shown.returncode == 1  # the end is missing: it can't be taken for a success
     assert "torn" in shown.stdout

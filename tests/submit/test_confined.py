@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from helpers import ROOT, flagperf
+from helpers import ROOT, called, flagperf
 from submit import made
 
 from flagperf.errors import UsageError
@@ -92,13 +92,13 @@ def valid(name: str, text: str) -> Any:
 def test_from_a_real_run_to_an_accepted_bundle(finished_run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     run, output = finished_run
     form, bundle, key = tmp_path / "system.yaml", tmp_path / "bundle.tar", tmp_path / "key"
-    left = valid("submit-system", flagperf("submit", "system", "-o", str(form), "--vendor", "cpu", "--json").stdout)
+    left = valid("submit-system", called("submit", "system", "-o", str(form), "--vendor", "cpu", "--json").stdout)
     pack = ["submit", "pack", str(run), "--vendor", "cpu", "--system", str(form), "-o", str(bundle), "--json"]
     assert "cooling" in left["open"]
-    undone = flagperf(*pack)
+    undone = called(*pack)
     assert undone.returncode == 2 and "isn't filled in" in undone.stderr and not bundle.exists()
     described(form)
-    public = valid("submit-keygen", flagperf("submit", "keygen", str(key), "--json").stdout)["public"]
+    public = valid("submit-keygen", called("submit", "keygen", str(key), "--json").stdout)["public"]
     packed = flagperf(*pack, "--division", "open", "--sign", str(key))
     assert packed.returncode == 0, packed.stderr
     told = valid("submit-pack", packed.stdout)
@@ -109,11 +109,11 @@ def test_from_a_real_run_to_an_accepted_bundle(finished_run: tuple[Path, dict[st
     claimed = {result["id"]: result["metrics"]["tokens_per_second"]["value"] for result in output["results"]}
     assert {result["trial"]: result["metrics"]["tokens_per_second"] for result in verdict["results"]} == claimed
 
-    assert flagperf(*pack).returncode == 0  # the closed division, whose rules so small a run breaks
+    assert called(*pack).returncode == 0  # the closed division, whose rules so small a run breaks
     refused = flagperf("submit", "check", str(bundle))
     assert refused.returncode == 1
     for words in ("[rule]", "settings.model.dim", "run.json:", "expected 256; found 64", "Verdict: rejected"):
         assert words in refused.stdout
     bundle.write_bytes(bundle.read_bytes()[:-1])
-    assert flagperf("submit", "check", str(bundle)).returncode == 1
-    assert flagperf("submit", "check", str(tmp_path / "none.tar")).returncode == 2
+    assert called("submit", "check", str(bundle)).returncode == 1
+    assert called("submit", "check", str(tmp_path / "none.tar")).returncode == 2

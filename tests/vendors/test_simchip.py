@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from helpers import TINY, flagperf
+from helpers import LEARNING, flagperf
 
 from flagperf.collect.compare import compare_runs
 from flagperf.collect.runs import read_run
@@ -277,7 +277,7 @@ def trial(environment: dict[str, str], folder: Path, engine: str, ranks: int) ->
     """Run one trial on simulated devices, without the profiler, and return its result."""
     done = flagperf(
         *("run", "aquila/pretrain", "--vendor", "simchip", "--engine", engine, "--ranks", str(ranks), "--trials", "1"),
-        *(*TINY, "--set", "protocol.profile=0", "--out", str(folder)),
+        *(*LEARNING, "--out", str(folder)),
         env=environment,
     )
     (result,) = load_results(folder)
@@ -304,7 +304,7 @@ def test_a_trial_has_the_cpus_losses_and_says_that_it_is_simulated(
     assert "simulated" in [note.code for note in sound.notes]
     for name in ("loss_final", "loss_validation"):
         expected = load_results(finished_run[0])[0].metrics[name].value
-        assert sound.metrics[name].value == pytest.approx(expected, rel=1e-6)
+        assert sound.metrics[name].value == pytest.approx(expected, rel=1e-5)
     assert sound.metrics["memory_peak_allocated"].value > 0
     assert "losses_differ" not in gate([sound], [sound])
 
