@@ -139,6 +139,12 @@ def test_wrong_gradients_of_right_results_are_caught(every: Any, name: str, chan
     assert judged(every, point(name, which="backward"), _other(change)).verdict == "wrong"
 
 
+def test_of_several_largest_any_place_is_right() -> None:
+    case = case_of("operators/argmax", operators={"argmax": {"inputs": [{"kind": "integers", "high": 4}]}})
+    last = _other(lambda f, x, dim: x.shape[dim] - 1 - f(x.flip(dim), dim=dim))
+    assert judged(case, point("argmax"), last).verdict == "valid"
+
+
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3])
 def test_dropout_is_judged_by_its_share_of_zeros(share: float) -> None:
     case = case_of("operators/dropout", shapes={"tiny": {"blocks": 8, "rows": 64, "columns": 64}})
