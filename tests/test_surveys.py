@@ -19,6 +19,7 @@ from flagperf.collect.runs import read_run
 from flagperf.collect.store import Store
 from flagperf.collect.survey import SLACK, answers, best, fates, following, told
 from flagperf.errors import UsageError
+from flagperf.journal import Journal
 from flagperf.metrics import metric
 from flagperf.plan import Options, further, plan
 from flagperf.registry import Registries
@@ -27,6 +28,7 @@ from flagperf.schema.metric import MetricValue
 from flagperf.schema.result import Reason, Result
 from flagperf.schema.survey import Survey
 from flagperf.schema.trial import Nodes, Run, Trial
+from flagperf.worker import rank_context
 
 MIB = 2**20
 REGISTRIES = Registries()
@@ -308,32 +310,38 @@ def test_engines_that_arent_installed_are_told_of(monkeypatch: pytest.MonkeyPatc
     assert survey_of(run).left_out["fsdp"] == "it isn't installed; pip install it"
 
 
+def test_a_rank_alone_has_its_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = next(trial for trial in planned(search=False).trials if trial.ranks == 1)
+    asked: list[tuple[int, ...]] = []
+    cpu = REGISTRIES.vendors.load("cpu")
+    monkeypatch.setattr(cpu, "runtime", lambda self, *place: asked.append(place))
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with Journal(tmp_path / "rank0.journal", {}) as journal:
+        rank_context(alone, journal)
+        rank_context(msgspec.structs.replace(alone, slots=0), journal)
+    assert asked == [(0, 2, alone.threads), (0, 1, alone.threads)]
+
+
 @pytest.mark.slow
 def test_a_survey_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    chosen = ("--engine", "ddp", "--layout", "micro=4", "--ranks", "2", "--trials", "1", "--budget", "1s")
-    done = flagperf("run", "parallel/throughput", *TINY, *chosen, "--out", str(out), "--json")
+    chosen = ("--engine", "ddp", "--layout", "micro=4", "--scale", "2", "--trials", "1", "--budget", "1s")
+    observed = ("--set", "protocol.profile=2")
+    done = flagperf("run", "parallel/throughput", *TINY, *observed, *chosen, "--out", str(out), "--json")
     assert done.returncode == 0, done.stderr
     output = json.loads(done.stdout)["survey"]
-    assert [(each["kind"], each["ranks"], each["threads"]) for each in output["scaling"]] == [
-        *(("base", 1, output["scaling"][1]["threads"]), ("strong", 2, output["scaling"][1]["threads"])),
-        ("weak", 2, output["scaling"][1]["threads"]),
-    ]
-    strong = output["scaling"][1]
-    speeds = [each["tokens_per_second"] for each in output["scaling"]]
-    assert strong["efficiency"] == pytest.approx(speeds[1] / speeds[0] / 2)
-    fate = {each["fate"] for each in output["layouts"]}
-    assert output["ended"] in ("budget", "complete") and fate == {"fits", "pruned"}
+    (base,) = output["scaling"]
+    assert (base["kind"], base["ranks"], base["efficiency"], base["valid"]) == ("base", 2, 1.0, 1)
+    assert {each["fate"] for each in output["layouts"]} == {"fits", "pruned"} and output["ended"] == "complete"
+    assert output["spent"] > 1 and [note["code"] for note in output["notes"]] == ["budget_too_small"]
     # The step's parts are its length, and the trace is one that Perfetto reads.
-    parts = strong["split"]
-    assert parts["compute"] + parts["exposed"] + parts["idle"] == pytest.approx(parts["seconds"])
+    parts = base["split"]
+    assert parts["exposed"] > 0 and parts["seconds"] == pytest.approx(
+        sum(parts[k] for k in ("compute", "exposed", "idle"))
+    )
     trace = json.loads(gzip.decompress((out / parts["trace"]).read_bytes()))
     assert any(event.get("name") == "flagperf: step" for event in trace["traceEvents"])
-    # One rank had one of the cores that two ranks have.
-    single = next(path for path in (out / "trials").glob("*-single/rank0.journal"))
-    build = next(json.loads(line[9:]) for line in single.read_bytes().splitlines() if b'"key":"build"' in line)
-    pair = json.loads((out / "trials" / strong["trials"][0] / "trial.json").read_bytes())
-    assert len(build["value"]["facts"]["cores"]) == pair["threads"]
     # As if it had been killed when the search was over.
     run = read_run(out)
     kept = [trial for trial in run.trials if trial.purpose == "search"]
