@@ -16,7 +16,14 @@ from helpers import ROOT, flagperf, needs
 PAGES = [
     *("README.md", "README.zh.md", "CONTRIBUTING.md", "docs/architecture.md"),
     *("docs/measuring.md", "docs/measuring.zh.md", "docs/engines.md", "docs/engines.zh.md"),
-    *("docs/vendors.md", "docs/vendors.zh.md", "docs/cases.md", "docs/cases.zh.md", "docs/reports.md", "docs/reports.zh.md"),
+    *(
+        "docs/vendors.md",
+        "docs/vendors.zh.md",
+        "docs/cases.md",
+        "docs/cases.zh.md",
+        "docs/reports.md",
+        "docs/reports.zh.md",
+    ),
     *("docs/studies/bmtrain-vs-megatron/README.md", "docs/studies/bmtrain-vs-megatron/README.zh.md"),
 ]
 
