@@ -16,6 +16,7 @@ from flagperf.schema.metric import MetricValue
 from .charts import Chart, Columns, colour, dash, finished
 from .data import Group
 from .numbers import Scale, scale
+from .numbers import number as figure
 from .panels import MOST_PANELS, Figure, amounts, axis_of, inside, scale_of, split_up
 from .points import SweepView
 from .sampling import binned, compact, share
@@ -174,7 +175,7 @@ class _Drawing:
                 )
             )
             best = max(own, key=lambda each: each[2])
-            told = unit.full(best[2], 3), f"{best[1]:.3g}"
+            told = unit.full(best[2], 3), figure(best[1], 3)
             alts.append(text("sweep_chart.roofline_alt", dtype=dtype or "–", best=told[0], intensity=told[1]))
         stream = scale("GB/s", [roofs.bandwidth / 1e9]).full(roofs.bandwidth / 1e9)
         return [

@@ -159,7 +159,7 @@ def _not_measured(view: SweepView, name: str) -> list[Both]:
 
 def _fits(view: SweepView) -> list[Both]:
     """Say where the baseline itself has no numbers."""
-    return _not_measured(view, view.sweep.baseline)
+    return [same(f"{view.sweep.baseline}: ") + said for said in _not_measured(view, view.sweep.baseline)]
 
 
 def _roofline(view: SweepView) -> list[Both]:
