@@ -43,6 +43,11 @@ settings.register_profile("flagperf", deadline=None, suppress_health_check=[Heal
 settings.load_profile("flagperf")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the marker of pytest-xdist also where that is turned off."""
+    config.addinivalue_line("markers", "xdist_group(name): tests of a name run in one worker")
+
+
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put slow tests first, so that no worker is left with one when the other is done, and keep fixtures together."""
