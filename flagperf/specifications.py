@@ -46,6 +46,7 @@ def measure_specification(context: RankContext, case: SpecificationCase) -> None
             except Exception as error:  # a device may fail in any way; what it is goes into the journal
                 samples = not_measured(at, name, error)
             bench.together()  # where it failed before: the other ranks wait there
+            bench.release()
             journal.write(Key.SAMPLES, msgspec.structs.replace(samples, figure=case.figure(dims)))
 
 

@@ -37,9 +37,8 @@ class HostDevice(SpecificationCase):
         main = torch.accelerator.current_stream(bench.device)
 
         def load(size: Size) -> Load:
-            ends = ("to", "from") if dims["direction"] == "both" else (dims["direction"],)
             pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-            for way in ends:
+            for way in ("to", "from") if dims["direction"] == "both" else (dims["direction"],):
                 there = bench.filled("int8", size[0], len(pairs))
                 here = torch.ones(size[0], dtype=torch.int8, pin_memory=dims["pinned"])
                 pairs.append((there, here) if way == "to" else (here, there))
@@ -57,6 +56,6 @@ class HostDevice(SpecificationCase):
 
             return Load(copy, bytes=float(size[0] * len(pairs)), facts={"bytes_each_way": size[0]})
 
-        starts = [(2**20 * 4**step,) for step in range(6) if 2**20 * 4**step <= self.settings.largest]
+        starts = [(size,) for size in (2**power for power in range(20, 40, 2)) if size <= self.settings.largest]
         sizes = bench.search(load, starts, 2**20, self.settings.search)
         return bench.sustain(load(sizes[0]))
