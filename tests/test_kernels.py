@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +115,6 @@ def test_warm_calls_of_a_round_have_the_same_inputs_and_the_next_round_others(tm
     sets = sets_of(tmp_path)
     run = ProviderRun("right", sets, lambda x: x * 2)
     assert [run.call.place(number) for number in range(3)] == [0, 0, 0]
-    from contextlib import ExitStack
-
     with ExitStack() as entered:
         run.turn(entered)
     assert [run.call.place(number) for number in range(3)] == [1, 1, 1]
@@ -134,16 +134,25 @@ def test_cold_calls_go_round_copies_that_are_larger_than_the_cache(
         assert sets.judge(run.call(number), run.call.place(number)).wrong == 0
 
 
-def test_results_are_poisoned_before_a_round(tmp_path: Path) -> None:
-    """The memory that a result will be given holds NaN: two blocks of it."""
-    from contextlib import ExitStack
+def test_results_are_poisoned_before_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks of a result's size are filled with NaN, both held at once, and then given back."""
+    run = ProviderRun("right", sets_of(tmp_path), lambda x: x * 2)
+    made: list[weakref.ref[torch.Tensor]] = []
+    held: list[int] = []
+    full = torch.full
 
-    sets = sets_of(tmp_path)
-    run = ProviderRun("right", sets, lambda x: x * 2)
+    def watched(*given: Any, **named: Any) -> torch.Tensor:
+        block: torch.Tensor = full(*given, **named)
+        assert block.shape == (1000,) and bool(block.isnan().all())
+        made.append(weakref.ref(block))
+        held.append(sum(each() is not None for each in made))
+        return block
+
+    monkeypatch.setattr(torch, "full", watched)
     with ExitStack() as entered:
         run.turn(entered)
-        blocks = [torch.empty(1000) for _ in range(2)]
-    assert all(block.isnan().any() for block in blocks)
+    assert held == [1, 2]
+    assert all(each() is None for each in made)
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=30), st.integers(0, 29), st.floats(0.1, 1e6))
