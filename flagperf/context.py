@@ -26,13 +26,18 @@ class RankContext:
     journal: Journal
     registries: Registries
 
-    def connect(self, patience: float | None = None) -> None:
-        """Bring up torch.distributed on the vendor's backend; an operation that takes `patience` seconds has failed."""
+    def connect(self, patience: float | None = None, *, host: bool = False) -> None:
+        """Bring up torch.distributed on the vendor's backend; an operation that takes `patience` seconds has failed.
+
+        With `host`, tensors on the host can be sent as well, by gloo, where this torch has it.
+        """
         import torch.distributed as dist
 
-        device = self.runtime.device
+        device, backend = self.runtime.device, self.runtime.backend
+        if host and device.type != "cpu" and dist.is_gloo_available():
+            backend = f"cpu:gloo,{device.type}:{backend}"
         dist.init_process_group(
-            self.runtime.backend,
+            backend,
             timeout=None if patience is None else timedelta(seconds=patience),
             device_id=None if device.type == "cpu" else device,
         )
@@ -45,12 +50,12 @@ class RankContext:
             dist.barrier()
 
     @contextmanager
-    def connected(self, patience: float | None = None) -> Iterator[None]:
+    def connected(self, patience: float | None = None, *, host: bool = False) -> Iterator[None]:
         """Have torch.distributed up while the body runs, where there is more than one rank."""
         import torch.distributed as dist
 
         if self.world_size > 1:
-            self.connect(patience)
+            self.connect(patience, host=host)
         try:
             yield
         finally:

@@ -94,7 +94,7 @@ class SweepCase(Case):
         from flagperf.schema.event import Key
 
         runtime = context.runtime
-        with context.connected(self.patience):
+        with context.connected(self.patience, host=True):
             context.journal.write(Key.BUILD, {"facts": runtime.facts()})
             context.journal.write(Key.INIT_STOP)
             context.journal.write(Key.RUN_START)

@@ -24,6 +24,7 @@ PAGES = [
         "docs/reports.md",
         "docs/reports.zh.md",
     ),
+    *("docs/collectives.md", "docs/collectives.zh.md"),
     *("docs/studies/bmtrain-vs-megatron/README.md", "docs/studies/bmtrain-vs-megatron/README.zh.md"),
 ]
 
@@ -47,7 +48,7 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_both_languages_show_the_same_commands() -> None:
     for page in ("README", "docs/vendors"):
         assert commands(f"{page}.md") == commands(f"{page}.zh.md") != []
-    for page in ("measuring", "engines"):
+    for page in ("collectives", "measuring", "engines"):
         assert indented(f"{page}.md") == indented(f"{page}.zh.md") != []
 
 

@@ -55,6 +55,7 @@ class Collectives(SweepCase):
                 f"None of {', '.join(axes['operation'])} is done with place={','.join(axes['place'])}.",
                 "; ".join(f"{name}: {', '.join(OPERATIONS[name].places)}" for name in axes["operation"]),
             )
+        plain["sweep"] = {axis: axes[axis] for axis in _AXES if axis in axes}  # sizes change fastest
         return plain
 
     def check_layout(self) -> None:

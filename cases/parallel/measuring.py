@@ -13,7 +13,6 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import timedelta
 from statistics import median
 from typing import Any
 
@@ -74,31 +73,25 @@ def measure_collectives(context: RankContext, case: Collectives) -> None:
 
 
 class Agreement:
-    """What ranks agree on, by a process group on the host."""
+    """What ranks agree on: over the host's network where they can, else by their devices."""
 
-    def __init__(self, context: RankContext, patience: float) -> None:
-        runtime = context.runtime
-        self.group, self.device = None, torch.device("cpu")
-        if runtime.backend != "gloo":
-            if dist.is_gloo_available():
-                self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
-            else:
-                self.device = runtime.device
+    def __init__(self, device: torch.device) -> None:
+        self.device = torch.device("cpu") if dist.is_gloo_available() else device
 
     def most(self, value: float) -> float:
         """Return the largest of all ranks' values, the same on each."""
         told = torch.tensor([value], dtype=torch.float32, device=self.device)
-        dist.all_reduce(told, dist.ReduceOp.MAX, group=self.group)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
         return float(told)
 
     def meet(self) -> None:
-        """Wait until every rank has come here."""
-        dist.barrier(group=self.group)
+        """Wait until every rank has come here; `dist.barrier` would do it on the device that ranks are bound to."""
+        self.most(0.0)
 
     def everyone(self, own: str) -> list[str]:
         """Return what each rank says."""
         told: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(told, own, group=self.group)
+        dist.all_gather_object(told, own)
         return told
 
 
@@ -111,7 +104,7 @@ class Bench:
         self.providers = {
             name: provider_of(context.registries, context.trial, name) for name in context.trial.providers
         }
-        self.ranks = Agreement(context, case.patience)
+        self.ranks = Agreement(self.runtime.device)
         self.timer = Timer(self.runtime.device, self.runtime.synchronize)
         self.meeting = self.ranks.most(median(self._meeting() for _ in range(21)))
         """Seconds a barrier takes."""
@@ -132,20 +125,20 @@ class Bench:
         runs: dict[str, Run] = {}
         accuracies: dict[str, Accuracy] = {}
         for name in self.providers:
-            outcome, why = self._tried(name, about, dtype, runs)
+            outcome, why = self.attempt(name, about, dtype, runs)
             if outcome != "valid":
                 runs.pop(name, None)
                 yield Samples(at=at, provider=name, verdict=outcome, why=why[:500], facts=facts)
         for name, run in runs.items():
             accuracies[name] = run.judge(1)
-            run.calls, took = self._calibrated(run)
+            run.calls, took = self.calibrated(run)
             run.rounds = min(_MOST_ROUNDS, max(protocol.steps, math.ceil(protocol.seconds / took)))
         most = max((run.rounds for run in runs.values()), default=0)
         with uncollected():
             for number in range(-protocol.warmup, most):
                 for run in runs.values() if number % 2 == 0 else reversed(runs.values()):
                     if number < run.rounds:
-                        self._round(run, run.calls, keep=number >= 0)
+                        self.round(run, run.calls, keep=number >= 0)
         for name, run in runs.items():
             accuracy = worst(accuracies[name], run.judge(run.calls))
             right = accuracy.wrong == 0
@@ -166,7 +159,7 @@ class Bench:
                 facts=facts,
             )
 
-    def _tried(self, name: str, about: Message, dtype: str, runs: dict[str, Run]) -> tuple[PointVerdict, str]:
+    def attempt(self, name: str, about: Message, dtype: str, runs: dict[str, Run]) -> tuple[PointVerdict, str]:
         """Do an operation once, into `runs` if it went well on this rank; return how it went on the worst one."""
         outcome: PointVerdict = "valid"
         why = self._ruled_out(about, dtype)
@@ -207,17 +200,17 @@ class Bench:
                 return f"{self.vendor.backend} lacks {name}: {reason}"
         return ""
 
-    def _calibrated(self, run: Run) -> tuple[int, float]:
+    def calibrated(self, run: Run) -> tuple[int, float]:
         """Return how many calls make a round, and the seconds that one takes, the same on every rank."""
         least = max(_SHORTEST, min(_MEETINGS * self.meeting, _LONGEST))
         calls = 1
         while True:
-            took = max(self.ranks.most(self._round(run, calls) * calls), 1e-9)
+            took = max(self.ranks.most(self.round(run, calls) * calls), 1e-9)
             if took >= least or calls == len(run.sent):
                 return calls, took
             calls = min(len(run.sent), max(2 * calls, math.ceil(1.1 * calls * least / took)))
 
-    def _round(self, run: Run, calls: int, *, keep: bool = False) -> float:
+    def round(self, run: Run, calls: int, *, keep: bool = False) -> float:
         """Time a round; return its seconds a call."""
         run.prepare(calls)
         self.runtime.synchronize()
