@@ -87,9 +87,9 @@ def sweep_reasons(trial: Trial, points: Sequence[Point], ranks: Sequence[RankJou
         yield Reason("points_missing", f"{len(points)} of {planned:.0f} points are there.", "See the other reasons.")
     if not any(point.verdict == "valid" for point in points):
         why = "; ".join(dict.fromkeys(f"{point.provider}: {point.why}" for point in points)) or "none was reached"
-        yield Reason(
-            "nothing_measured", f"No point was measured: {why[:500]}.", "Choose points that fit: --set sweep.…"
-        )
+        absent = points and all(point.verdict == "unsupported" for point in points)
+        hint = "Leave this case out on these devices." if absent else "Choose points that fit: --set sweep.…"
+        yield Reason("nothing_measured", f"No point was measured: {why[:500]}.", hint)
 
 
 def sweep_notes(points: Sequence[Point]) -> Iterator[Reason]:
