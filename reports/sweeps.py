@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from flagperf.collect.points import Cell
+from flagperf.collect.points import Cell, by_reason
 from flagperf.metrics import catalogue, metric
 from flagperf.schema.result import Comparison
+from flagperf.schema.sweep import Accuracy
 
 from .data import Group
 from .numbers import exact, percent, scale
@@ -16,6 +17,8 @@ from .rules import Rule
 from .texts import Both, listed, same, sentences, text, title
 from .words import Verdict, invalid
 
+_REASONS = 3
+"""Reasons of a provider, and points of a reason, that are named."""
 _SAID = {"wrong_result", "point_failed", "points_missing", "nothing_measured"}
 """Reasons that the cards of providers say point by point."""
 
@@ -150,9 +153,8 @@ def _not_measured(view: SweepView, name: str) -> list[Both]:
     """Say where a provider has no numbers though nothing is wrong with it."""
     said = []
     for verdict in ("too big", "unsupported"):
-        cells = [cell for cell in view.of(name) if cell.verdict == verdict]
-        if cells:
-            key = f"sweep.{verdict.replace(' ', '_')}_at"
+        key = f"sweep.{verdict.replace(' ', '_')}_at"
+        for cells in by_reason(cell for cell in view.of(name) if cell.verdict == verdict)[:_REASONS]:
             said.append(text(key, points=_points(len(cells)), why=cells[0].why))
     return said
 
@@ -238,12 +240,10 @@ def _bad(view: SweepView, name: str, verdict: str) -> Verdict | None:
     headline = text(
         f"sweep.{verdict}_all" if every else f"sweep.{verdict}", arm=name, count=len(cells), all=len(view.sweep.points)
     )
-    whys: dict[str, list[str]] = {}
-    for cell in cells:
-        whys.setdefault(cell.why, []).append(view.label(cell.at))
-    details = [
-        same(f"{'; '.join(where[:3])}{' …' if len(where) > 3 else ''}: {why}") for why, where in list(whys.items())[:3]
-    ]
+    details = []
+    for alike in by_reason(cells)[:_REASONS]:
+        where = [view.label(cell.at) for cell in alike[:_REASONS]]
+        details.append(same(f"{'; '.join(where)}{' …' if len(alike) > len(where) else ''}: {alike[0].why}"))
     return Verdict(kind="invalid", badge=text(f"sweep.badge_{verdict}"), headline=headline, details=details)
 
 
@@ -261,6 +261,13 @@ def _within(words: Both) -> Both:
     return Both(small, words.zh)
 
 
+def _allowance(accuracy: Accuracy) -> Both:
+    """Return what an element may be off by."""
+    if not accuracy.relative:
+        return same(f"{accuracy.absolute:.3g}") if accuracy.absolute else text("sweep.exactly")
+    return same(f"{accuracy.absolute:.3g} + {accuracy.relative:.3g} × |x|")
+
+
 def rules(group: Group, view: SweepView) -> list[Rule]:
     """Return name and wording of every rule of a sweep."""
     trial, protocol = view.trial, view.trial.protocol
@@ -270,20 +277,23 @@ def rules(group: Group, view: SweepView) -> list[Rule]:
             "sweep.rounds",
             text("sweep.rounds_value", warmup=protocol.warmup, steps=protocol.steps, seconds=f"{protocol.seconds:g}"),
         ),
-        ("sweep.turns", text("sweep.turns_value")),
         ("rules.trials", text("sweep.trials_value", trials=len({v.trial.trial for v in group.trials}))),
         ("sweep.ranks", text("sweep.ranks_value", ranks=trial.ranks, threads=trial.threads)),
-        ("rules.effect", text("rules.effect_value", effect=exact(protocol.minimum_effect))),
-        ("rules.order", text("sweep.order_value")),
     ]
+    if len(view.sweep.providers) > 1:
+        fields += [
+            ("sweep.turns", text("sweep.turns_value")),
+            ("rules.effect", text("rules.effect_value", effect=exact(protocol.minimum_effect))),
+            ("rules.order", text("sweep.order_value")),
+        ]
     allowed = {
-        str(cell.at.get("dtype", "–")): told.accuracy
+        str(cell.at.get("dtype", "")): told.accuracy
         for cell in view.cells
         if (told := view.samples(cell)) is not None and told.accuracy is not None
     }
     if allowed:
-        pairs = [f"{dtype} {a.absolute:g} + {a.relative:g} × |reference|" for dtype, a in allowed.items()]
-        fields.append(("sweep.tolerance", text("sweep.tolerance_value", allowed="; ".join(pairs))))
+        pairs = [same(f"{dtype} ".lstrip()) + _allowance(a) for dtype, a in allowed.items()]
+        fields.append(("sweep.tolerance", text("sweep.tolerance_value", allowed=listed(pairs))))
     roofs = view.roofs
     if roofs is not None:
         flops = [f"{dtype} {scale('FLOP/s', [x]).full(x)}" for dtype, x in roofs.flops.items()]

@@ -13,7 +13,7 @@ from rich.table import Table
 from flagperf.cli import common
 from flagperf.cli.rows import Row, value
 from flagperf.cli.tables import COLOURS, number
-from flagperf.collect.points import SPEED, Cell, Sweep, sweeps
+from flagperf.collect.points import SPEED, Cell, Sweep, by_reason, sweeps
 from flagperf.collect.sweeps import shown
 from flagperf.metrics import metric
 from flagperf.schema.result import Comparison, Result
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST = 40
 """Points of a table; more than that are summed up."""
+MOST_REASONS = 3
+"""Reasons of a provider and verdict that are told under a table; each point has its own."""
 MOST_METRICS = 4
 """Metrics of a table about one provider."""
 _SMALLER = {
@@ -184,9 +186,8 @@ def _told(sweep: Sweep) -> list[str]:
             counts = ", ".join(f"[{COLOURS[v]}]{v}[/] at {n}" for v, n in verdicts.most_common())
             said.append(f"{escape(name)} against {escape(sweep.baseline)}: {counts}")
         for verdict in ("wrong", "failed", "too big", "unsupported"):
-            bad = [cell for cell in cells if cell.verdict == verdict]
-            if bad:
-                style = "bold red" if verdict in ("wrong", "failed") else "dim"
+            style = "bold red" if verdict in ("wrong", "failed") else "dim"
+            for bad in by_reason(cell for cell in cells if cell.verdict == verdict)[:MOST_REASONS]:
                 why = f"{sweep.label(bad[0].at)}: {bad[0].why}"
                 said.append(f"[{style}]{escape(name)} {verdict} at {len(bad)}[/]: {escape(why)}")
     return said

@@ -158,6 +158,14 @@ def _over_trials(values: Sequence[MetricValue]) -> MetricValue:
     return msgspec.structs.replace(values[0], value=middle, n=len(values), low=low, high=high)
 
 
+def by_reason(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Return cells together that have the same reason for their verdict, the most frequent first."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.why, []).append(cell)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
 def point_rows(result: Result) -> list[dict[str, Any]]:
     """Return a trial's points as rows of the table `points`: one a metric, or one without where there is none."""
     rows = []
