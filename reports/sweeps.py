@@ -196,8 +196,8 @@ def _alone(view: SweepView, arm: str) -> Verdict:
     best = ordered[0]
     unit = scale(best.metrics[name].unit, [best.value(name)])
     shown = unit.full(best.value(name), 4)
-    several = len(sweep.points) > 1
-    headline = text("sweep.alone" if several else "verdict.alone_metric", arm=arm, metric=title(name), value=shown)
+    several, key = len(sweep.points) > 1, "sweep.alone_low" if lower else "sweep.alone"
+    headline = text(key if several else "verdict.alone_metric", arm=arm, metric=title(name), value=shown)
     details = []
     if several:
         details.append(text("sweep.alone_where", where=view.label(best.at), points=_points(len(cells))))
