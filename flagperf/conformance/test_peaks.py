@@ -135,7 +135,7 @@ def test_no_device_is_faster_than_its_rated_peak(bench: Bench) -> Problems:
     for dtype, peak in rated.items():
         found = measure(bench.runtime.device, dtype, bench.runtime.synchronize, 0.5).flops_per_second
         if found > peak * _SLACK:
-            yield f"{dtype}: {found / 1e12:.1f} TFLOP/s measured, {peak / 1e12:.1f} rated"
+            yield f"{dtype}: {found / 1e12:.3g} TFLOP/s measured, {peak / 1e12:.3g} rated"
 
 
 def _chips(kit: Kit) -> list[Chip]:
