@@ -134,6 +134,7 @@ class Bench:
             run = ProviderRun(provider, sets, function)
         except Exception as error:  # a provider may raise anything
             told = not_measured(at, provider, error)
+            benchmark.skipped = True  # that it wasn't used is no fault of the test's
             if told.verdict == "failed":
                 raise
             pytest.skip(f"{told.verdict}: {told.why}")

@@ -107,7 +107,7 @@ class Item(pytest.Function):
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         """Return where it's from and what it's called: its manifest."""
-        return self.path, None, self.name
+        return self.path, 0, self.name
 
 
 @pytest.hookimpl(optionalhook=True)

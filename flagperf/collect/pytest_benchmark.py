@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from flagperf.collect.sweeps import possible
 from flagperf.errors import UsageError
 from flagperf.journal import Journal
 from flagperf.metrics import catalogue
@@ -140,8 +141,11 @@ def _rounds(path: Path, benchmark: _Benchmark) -> list[float]:
             "pytest --benchmark-json FILE keeps them; so does --benchmark-save-data.",
         )
     for place, seconds in enumerate(stats.data):
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise UsageError(f"{path} is damaged: round {place} of {name!r} took {seconds} s.", "Measure it again.")
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise UsageError(
+                f"{path} can't be used: round {place} of {name!r} took {seconds} s.",
+                "Measure it again, with a timer fine enough for it.",
+            )
     if not 1 <= stats.iterations < 1 << 53:
         raise UsageError(f"{path} is damaged: {name!r} has {stats.iterations} iterations a round.", "Measure it again.")
     return stats.data
@@ -166,6 +170,8 @@ def _own(path: Path, benchmark: _Benchmark) -> _Own | None:
         ) from error
     if own.samples.provider not in own.trial.providers:
         raise UsageError(f"{path} is damaged: {own.samples.provider[:_LONGEST]!r} isn't a provider of its trial.")
+    if not possible(own.samples):
+        raise UsageError(f"{path} is damaged: the samples of {benchmark.name[:_LONGEST]!r} can't have been measured.")
     return own
 
 

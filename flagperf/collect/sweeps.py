@@ -163,14 +163,14 @@ def told_samples(rank: RankJournal) -> dict[tuple[str, str], Samples]:
         except msgspec.ValidationError:
             rank.flaws["samples that can't be read"] += 1
             continue
-        if not _possible(each):
+        if not possible(each):
             rank.flaws["samples that can't be"] += 1
             continue
         found.setdefault((each.provider, shown(each.at)), each)
     return found
 
 
-def _possible(samples: Samples) -> bool:
+def possible(samples: Samples) -> bool:
     """Whether times, counts and values are numbers that a measurement can give."""
     times = np.array([*samples.seconds, *samples.host_seconds], np.float64)
     amounts = [samples.flops, samples.bytes, samples.bus_bytes, samples.uncertainty, samples.first or 0.0]
