@@ -98,11 +98,13 @@ class Bench:
 
     def plan(self, case: str, path: Path) -> Trial:
         """Return the trial that `flagperf run` would make of a case; raise FlagPerfError if it can't be."""
-        if self.registries.cases.place(case).resolve() != path.resolve():
+        cases = self.registries.cases
+        if case not in cases.names() and str(path) not in cases.broken:
             raise UsageError(
-                f"{path} isn't where the case {case!r} is found: {self.registries.cases.place(case)}",
-                "Put it into a folder called cases, or into one in that.",
+                f"{path} lies in no folder of cases.", "Put it into a folder called cases, or into one in that."
             )
+        if (place := cases.place(case)).resolve() != path.resolve():
+            raise UsageError(f"The case {case!r} of {path} is found at {place}.", "Rename one of them.")
         engines = [self.providers] if self.providers else []
         options = Options(cases=[case], preset=self.preset, vendor=self.vendor, engines=engines, settings=self.settings)
         trial = plan(options, self.registries).trials[0]

@@ -85,7 +85,6 @@ class Manifest(pytest.File):
             points = bench.points(trial)
         except FlagPerfError as error:
             raise self.CollectError(" ".join(filter(None, (error.message, error.hint)))) from None
-        short = self.case.rsplit("/", 1)[-1]
         for at in points:
             for provider in trial.providers:
                 named = "-".join(_spelled(axis, value) for axis, value in [*at.items(), ("provider", provider)])
@@ -93,7 +92,7 @@ class Manifest(pytest.File):
                 def measure(benchmark: Any, at: Any = at, provider: str = provider) -> None:
                     bench.measure(benchmark, trial, at, provider)
 
-                item: Any = Item.from_parent(self, name=f"{short}[{named}]", callobj=measure, fixtureinfo=None)
+                item: Any = Item.from_parent(self, name=f"{self.path.stem}[{named}]", callobj=measure, fixtureinfo=None)
                 # What pytest-benchmark groups by: --benchmark-group-by=param:seq
                 item.callspec = SimpleNamespace(
                     id=named, params={**at, "provider": provider}, indices={}, _arg2scope={}, marks=[]

@@ -23,7 +23,7 @@ def test_both_languages_show_the_same() -> None:
         assert blocks(kind) == blocks(kind, "cases.zh.md") != []
 
 
-@pytest.mark.parametrize("line", blocks("sh")[0].splitlines())
+@pytest.mark.parametrize("line", [line for block in blocks("sh")[:2] for line in block.splitlines()])
 def test_its_commands_can_be_planned(line: str) -> None:
     words = shlex.split(line)[1:]
     if words[0] == "run" and "--dry-run" not in words:
@@ -39,7 +39,7 @@ def test_its_examples_measure(tmp_path: Path) -> None:
     for name, text in zip(("my.toml", "gelu.toml", "gelu.py"), [*blocks("toml"), *blocks("python")], strict=True):
         (folder / name).write_text(text)
         assert len(text.splitlines()) < 60
-    planned, measured = (shlex.split(line)[1:] for line in blocks("sh")[1].splitlines())
+    planned, measured = (shlex.split(line)[1:] for line in blocks("sh")[-1].splitlines())
     done = flagperf(*planned, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [each["case"] for each in json.loads(done.stdout)["trials"]] == ["my/*", "my/gelu_bias"]
