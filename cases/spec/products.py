@@ -20,8 +20,8 @@ _RESULTS = {"fp8": torch.bfloat16, "int8": torch.int32}
 """What products are returned in where it isn't their own type."""
 _TOLERANCE = {"fp64": 1e-12, "fp32": 1e-5, "tf32": 4e-3, "fp16": 4e-3, "bf16": 3e-2, "fp8": 3e-2, "int8": 0.0}
 """Largest error ÷ √k: entries are normal, so that results are as large as that. Of tf32 ten bits count."""
-_EMULATED = 20
-"""Times slower than fp32, at a small size, that a shorter type isn't where the device multiplies it at all."""
+_EMULATED = 1.0
+"""Seconds that a product of 512, reckoned from one of 64, doesn't take where there are units for the type."""
 _ROWS, _COLUMNS = 16, 64
 
 
@@ -38,8 +38,8 @@ class Products:
             took = bench.quick(self.load(small).call)
         except (NotImplementedError, RuntimeError) as error:
             raise Unsupported(f"torch multiplies no {dtype} on {bench.device.type}: {error}") from error
-        if dtype in _RESULTS and took > _EMULATED * (plain := bench.quick(Products(bench, "fp32").load(small).call)):
-            raise Unsupported(f"{dtype} is emulated on {bench.device.type}: {took / plain:,.0f} times as slow as fp32")
+        if dtype in _RESULTS and (long := took * (512 / 64) ** 3) > _EMULATED:
+            raise Unsupported(f"{dtype} is emulated on {bench.device.type}: a product of 512 would take {long:,.0f} s")
         if dtype == "tf32" and self._error() < 1e-5:
             raise Unsupported(f"{bench.device.type} multiplies fp32 exactly when tf32 is asked for: it has none")
 
