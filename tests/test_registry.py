@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+import planted
 import pytest
 
 from flagperf.errors import PluginError, Unavailable, UnknownName
@@ -198,3 +199,25 @@ def test_a_member_called_like_another_case_is_refused_with_both_places(tmp_path:
     with pytest.raises(PluginError) as error:
         Registries([tmp_path / "a", tmp_path / "b"]).cases.names()
     assert "mine.toml" in str(error.value) and "alone.toml" in str(error.value)
+
+
+def test_a_manifest_is_like_another_one_but_for_what_it_says(tmp_path: Path) -> None:
+    place = planted.plant(tmp_path).parent
+    more = '[presets.large]\nsummary = "more"\n[providers.right]\ntitle = "Right"\n[protocol]\nsteps = 9\n'
+    (place / "more.toml").write_text((place / "slope.toml").read_text().replace("slope", "more") + more)
+    double, other = (Registries([tmp_path]).cases.get(f"planted/{name}") for name in ("double", "more"))
+    assert (other.title, other.dtypes, other.metrics) == ("Slope", double.dtypes, double.metrics)
+    assert (other.protocol.steps, other.protocol.warmup) == (9, double.protocol.warmup)
+    assert list(other.providers) == list(double.providers)
+    assert (other.providers["right"].title, other.providers["right"].entry) == ("Right", ".double:right")
+    assert list(other.presets) == ["tiny", "large"]
+
+
+@pytest.mark.parametrize("name", ["gone.toml", "../double.toml", "", "like.toml"])
+def test_a_manifest_that_is_like_none_is_told(tmp_path: Path, name: str) -> None:
+    place = planted.plant(tmp_path).parent
+    (place / "like.toml").write_text(f'name = "planted/like"\nlike = "{name}"\n')
+    registries = Registries([tmp_path])
+    assert {"planted/double", "planted/slope"} <= set(registries.cases.names())
+    with pytest.raises(PluginError, match="planted/like"):
+        registries.cases.get("planted/like")
