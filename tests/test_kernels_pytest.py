@@ -199,7 +199,7 @@ def test_the_commands_of_the_guide_collect(here: pytest.Pytester, monkeypatch: p
     lines = re.findall(r"^pytest .*$", text, re.M)
     assert len(lines) == 3
     monkeypatch.chdir(ROOT)
-    wanted = [320, 8, 42]
+    wanted = [256, 8, 42]
     for line, count in zip(lines, wanted, strict=True):
         words = [word.replace("told.json", str(here.path / "told.json")) for word in shlex.split(line)[1:]]
         done = here.runpytest_inprocess("-p", "no:cacheprovider", "--collect-only", "-q", f"--rootdir={ROOT}", *words)
