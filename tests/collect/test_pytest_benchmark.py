@@ -103,7 +103,7 @@ def test_anybodys_benchmarks(tmp_path: Path) -> None:
     assert [point.metrics["kernel_time"].value for point in result.points] == [0.002, 0.004, 0.002]
     assert result.points[0].metrics["kernel_time"].n == 3
     (note,) = [note for note in result.notes if note.code == "imported"]
-    assert "pytest-benchmark 5.3.1 on box at 2026-01-02T03:04:05_00:00" in note.message
+    assert "pytest-benchmark 5.3.1 on box at 2026-01-02T03:04:05Z" in note.message
     assert "not in turn" in note.message
 
 
