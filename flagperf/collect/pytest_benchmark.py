@@ -154,7 +154,8 @@ def _rounds(path: Path, benchmark: _Benchmark) -> list[float]:
 def _source(file: _File) -> str:
     node = file.machine_info.get("node")
     where = f" on {_clean(str(node))}" if node else ""
-    return f"pytest-benchmark {_clean(file.version)}{where} at {_clean(file.datetime.replace("+00:00", "Z"))}"
+    when = _clean(file.datetime.replace("+00:00", "Z"))
+    return f"pytest-benchmark {_clean(file.version)}{where} at {when}"
 
 
 def _own(path: Path, benchmark: _Benchmark) -> _Own | None:
