@@ -27,6 +27,8 @@ QUICK = ("-p", "no:xdist", "-p", "no:cacheprovider", "--benchmark-max-time=0.005
 @pytest.fixture
 def here(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A folder with the planted case in it, and roofs that needn't be measured."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)  # pytest-benchmark takes an inner run for a worker's
     told = Roofs(flops={"fp32": 1e12}, bandwidth=1e11)
     monkeypatch.setattr(roofs, "measured_roofs", lambda *_: told)
     planted.plant(pytester.path)
