@@ -11,17 +11,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
-import socket
 import sys
-import threading
-import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from forks import run_ranks
 
 from flagperf.cases.aquila.settings import PretrainSettings
 from flagperf.cases.aquila.task import AquilaTask
@@ -74,33 +71,7 @@ def main(ranks: int, folder: Path, name: str, arms: list[str]) -> int:
         dtype, _, layout = rest.partition(":")
         planned.append(trial(other[0] if other else name, layout, dtype, ranks))
     _import({each.engine for each in planned})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    children = {}
-    for rank in range(ranks):
-        if (child := os.fork()) == 0:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-            status = 1
-            try:
-                _rank(folder, planned)
-                status = 0
-            except Exception:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        children[child] = rank
-    worst = 0
-    while children:
-        child, status = os.wait()
-        children.pop(child)
-        worst = worst or status
-        for left in children if status else ():  # which would wait for it
-            os.kill(left, signal.SIGKILL)
-    return int(worst != 0)
+    return run_ranks(ranks, lambda: _rank(folder, planned))
 
 
 def _import(engines: set[str]) -> None:
@@ -113,7 +84,6 @@ def _import(engines: set[str]) -> None:
 
         prepare(torch.device("cpu"))
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    assert threading.active_count() == len(list(Path("/proc/self/task").iterdir())) == 1, "a fork would lose threads"
 
 
 def _rank(folder: Path, planned: list[Trial]) -> None:

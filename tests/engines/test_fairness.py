@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from engines import fair, reference
-from helpers import flagperf
+from helpers import ROOT, flagperf
 
 from flagperf.registry import Registries, availability
 
@@ -139,7 +139,7 @@ def trained_arms(request: pytest.FixtureRequest, folder: Path) -> list[Arm]:
     ranks = RANKS.get(name, 2)
     done = subprocess.run(
         [sys.executable, str(Path(fair.__file__)), str(ranks), str(here), first, *ARMS[name]],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,
         text=True,
         check=False,

@@ -1,6 +1,6 @@
-"""One rank of a test, under torchrun: what the profiler says when a rank is late for a collective.
+"""Two ranks: what the profiler says when a rank is late for a collective.
 
-`python -m torch.distributed.run … observed.py FOLDER`. Rank 1 is late twice: rank 0 waits for it idly, then computing.
+`python observed.py FOLDER`. Rank 1 is late twice: rank 0 waits for it idly, then computing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import torch
 import torch.distributed as dist
+from forks import run_ranks
 
 from flagperf.measure.communication import StepProfiler
 
@@ -47,4 +48,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(run_ranks(2, lambda: main(Path(sys.argv[1]))))

@@ -1,10 +1,11 @@
-"""One of two ranks: the layer's collectives, a backend of another name, and what fp16 does when gradients overflow.
+"""Two ranks: the layer's collectives, a backend of another name, and what fp16 does when gradients overflow.
 
-`python -m torch.distributed.run … ranks.py FOLDER`; everything is asserted here.
+`python ranks.py FOLDER`; everything is asserted here.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from engines import fair
+from forks import run_ranks
 from torch.distributed.distributed_c10d import _get_default_store
 
 from flagperf.engines.bmtrain.collectives import Address, Collectives
@@ -159,4 +161,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    importlib.import_module("torch._dynamo")
+    sys.exit(run_ranks(2, lambda: main(Path(sys.argv[1]))))
