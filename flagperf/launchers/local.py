@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ import psutil
 from flagperf.errors import FlagPerfError
 from flagperf.launchers import Launcher
 from flagperf.links import network
-from flagperf.processes import adopt_orphans
+from flagperf.processes import adopted_orphans
 from flagperf.schema.trial import Outcome, RankExit, Trial
 
 _GRACE = 5.0
@@ -50,15 +50,15 @@ class Local(Launcher):
         """Run the trial; see the contract."""
         if self.nodes.rendezvous and self.nodes.index == 0:
             _check_port(self.nodes.rendezvous)
-        if trial.link is None:
+        with ExitStack() as stack:
+            stack.enter_context(adopted_orphans())
+            if trial.link is not None:
+                environment = {**environment, **stack.enter_context(network(trial.ranks, trial.link)).environment}
             return self._launch(trial, folder, environment, timeout, tick)
-        with network(trial.ranks, trial.link) as shaped:
-            return self._launch(trial, folder, {**environment, **shaped.environment}, timeout, tick)
 
     def _launch(
         self, trial: Trial, folder: Path, environment: dict[str, str], timeout: float, tick: Callable[[], None]
     ) -> Outcome:
-        adopt_orphans()
         began = time.monotonic()
         exits_read, exits_write = os.pipe()
         process = subprocess.Popen(
