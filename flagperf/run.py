@@ -80,7 +80,7 @@ def execute(
                     facts |= _prepare([trial for trial in pending if trial.case not in facts], registries, watcher)
                     for trial in pending:
                         watcher.trial_started(run.trials.index(trial) + 1, len(run.trials), trial)
-                        if not trial.swept:
+                        if trial.kind == "training":
                             trial = _with_peak(trial, nodes, watcher)
                         begun = {"id": trial.id, "prepared": facts[trial.case], "code": _code(trial, registries)}
                         journal.write(Key.TRIAL_START, begun)

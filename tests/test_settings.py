@@ -92,7 +92,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 )
 def test_whole_numbers(text: str, good: list[int] | None) -> None:
     if good is not None:
-        assert parse_whole_numbers("--scale", text) == good
+        assert parse_whole_numbers("--rank-counts", text) == good
     else:
-        with pytest.raises(UsageError, match="--scale"):
-            parse_whole_numbers("--scale", text)
+        with pytest.raises(UsageError, match="--rank-counts"):
+            parse_whole_numbers("--rank-counts", text)

@@ -281,7 +281,7 @@ def test_every_search_keeps_to_its_budget_and_gives_each_layout_one_fate(
         ({"cases": ["parallel/throughput", "aquila/pretrain"]}, "a survey"),
         ({"compare": ("ddp", "fsdp")}, "a survey"),
         ({"baseline": "ddp"}, "a survey"),
-        ({"cases": ["aquila/pretrain"]}, "--budget and --scale are for surveys"),
+        ({"cases": ["aquila/pretrain"]}, "--budget and --rank-counts are for surveys"),
         ({"ranks": 4096}, "--oversubscribe"),
         ({"scale": [1, 4], "ranks": 2, "oversubscribe": True}, "more than --ranks 2"),
         ({"scale": [2, 3], "oversubscribe": True, "ranks": None}, "global batch of 8"),
@@ -326,7 +326,7 @@ def test_a_rank_alone_has_its_share_of_the_cores(tmp_path: Path, monkeypatch: py
 @pytest.mark.slow
 def test_a_survey_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    chosen = ("--engine", "ddp", "--layout", "micro=4", "--scale", "2", "--trials", "1", "--budget", "1s")
+    chosen = ("--engine", "ddp", "--layout", "micro=4", "--rank-counts", "2", "--trials", "1", "--budget", "1s")
     observed = ("--set", "protocol.profile=2")
     done = flagperf("run", "parallel/throughput", *TINY, *observed, *chosen, "--out", str(out), "--json")
     assert done.returncode == 0, done.stderr

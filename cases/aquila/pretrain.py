@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from flagperf.case import Case, Progress
-from flagperf.data import NotPrepared, open_tokens, prepare
+from flagperf.data import made_ready
 from flagperf.errors import UsageError
 from flagperf.schema.estimate import Estimate
 from flagperf.schema.ledger import WHOLE, Ledger
@@ -54,12 +54,8 @@ class AquilaPretrain(Case):
         _divides("pp", layout.pp, {"layers": model.layers})
 
     def prepare(self, progress: Progress) -> dict[str, Any]:
-        """Make the tokens ready; a corpus that was damaged since it was prepared is refused, not made again."""
-        try:
-            prepared = open_tokens(self.settings.data)
-        except NotPrepared:
-            prepared = prepare(self.settings.data, progress)
-        return {"data": {"path": str(prepared.path), **msgspec.to_builtins(prepared.meta)}}
+        """Make the tokens ready."""
+        return {"data": made_ready(self.settings.data, progress)}
 
     def run(self, context: RankContext) -> None:
         """Train."""

@@ -50,10 +50,23 @@ def run(
             metavar="TIME", help="How long a survey looks for the best layout: 10min.", show_default="the survey's"
         ),
     ] = None,
-    scale: Annotated[
+    rank_counts: Annotated[
         str | None,
+        typer.Option(metavar="RANKS", help="Of a survey: 1,2,4.", show_default="halves of --ranks, down to 1"),
+    ] = None,
+    scenario: Annotated[
+        list[str] | None,
         typer.Option(
-            metavar="RANKS", help="Rank counts of a survey: 1,2,4.", show_default="halves of --ranks, down to 1"
+            help="How load comes to inference cases: singlestream, multistream, server, offline, concurrency; or all.",
+            show_default="the case's",
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Shorten inference scenarios for a try-out, which results say: 0.01.",
+            show_default="1",
         ),
     ] = None,
     vendor: Annotated[
@@ -138,7 +151,9 @@ def run(
             search=search,
             memory_budget=None if memory_budget is None else int(memory_budget * 2**20),
             budget=None if budget is None else parse_duration(budget),
-            scale=parse_whole_numbers("--scale", scale) if scale else [],
+            rank_counts=parse_whole_numbers("--rank-counts", rank_counts) if rank_counts else [],
+            scenarios=[part.strip() for text in scenario or [] for part in text.split(",") if part.strip()],
+            scale=scale,
             layout=layout,
             vendor=vendor,
             ranks=ranks,

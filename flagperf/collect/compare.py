@@ -122,7 +122,7 @@ def _groups(results: Iterable[Result]) -> dict[tuple[Any, ...], Group]:
     groups: dict[tuple[Any, ...], Group] = {}
     for result in (result for result in results if result.purpose == "measure"):
         settings = result.facts.get("settings_digest")
-        key = (result.case, result.preset, result.vendor, result.dtype, result.ranks, settings)
+        key = (result.case, result.preset, result.scenario, result.vendor, result.dtype, result.ranks, settings)
         groups.setdefault(key, {}).setdefault((result.engine, result.layout), []).append(result)
     return groups
 
@@ -199,6 +199,7 @@ class _Arms:
             verdict=estimate.verdict,
             case=reference.case,
             preset=reference.preset,
+            scenario=reference.scenario,
             pairs=estimate.pairs,
             more_trials=estimate.more_trials,
             minimum_effect=effect,

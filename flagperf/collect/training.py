@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from flagperf.collect.devices import device_energies
 from flagperf.collect.journals import Floats, RankJournal, Steps, Telemetry, number
-from flagperf.collect.reduce import QUANTILES, REDUCTIONS, measured
+from flagperf.collect.reduce import QUANTILES, REDUCTIONS
+from flagperf.collect.resources import Span, over_ranks, put, put_energy, put_memory, put_telemetry_cost
 from flagperf.metrics import metric
 from flagperf.schema.event import Key
 from flagperf.schema.metric import MetricValue
 from flagperf.schema.trial import Trial
 from flagperf.statistics import quantile_interval
-
-_MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,30 +99,21 @@ def training_metrics(
     values: dict[str, MetricValue] = {}
     if steps is not None:
         _speed(values, trial, ranks, steps)
-        _put(values, "loss_final", _over_steps("loss_final", steps.loss)[0])
-        _energy(values, ranks, steps, telemetry)
+        put(values, "loss_final", _over_steps("loss_final", steps.loss)[0])
+        put_energy(values, ranks, Span(steps.start_ns, steps.stop_ns), telemetry, float(steps.tokens.sum()))
         skipped = [float(rank.steps.skipped.sum()) for rank in ranks]
-        _put(values, "steps_skipped", _over_ranks("steps_skipped", skipped), n=len(ranks[0].steps))
+        put(values, "steps_skipped", over_ranks("steps_skipped", skipped), n=len(ranks[0].steps))
     first = [x for rank in ranks for x in rank.numbers(Key.FIRST_STEP, "seconds")]
     if first:
-        _put(values, "time_to_first_step", _over_ranks("time_to_first_step", first), n=len(first))
-    _memory(values, ranks)
+        put(values, "time_to_first_step", over_ranks("time_to_first_step", first), n=len(first))
+    put_memory(values, ranks)
     _communication(values, ranks)
     _validation(values, ranks)
     pulses = machine_speeds(ranks)
     if pulses:
-        _put(values, "machine_speed", min(pulses.values()) / 1e9, n=len(pulses))
-    cpu, wall = number(telemetry.cost.get("cpu_seconds")), number(telemetry.cost.get("wall_seconds"))
-    if cpu is not None and wall:
-        _put(values, "telemetry_cost", 100 * cpu / wall)
+        put(values, "machine_speed", min(pulses.values()) / 1e9, n=len(pulses))
+    put_telemetry_cost(values, telemetry)
     return values
-
-
-def _put(
-    values: dict[str, MetricValue], name: str, value: float, n: int = 1, interval: tuple[float, float] | None = None
-) -> None:
-    if math.isfinite(value):
-        values[name] = measured(name, value, n, interval)
 
 
 def _over_steps(name: str, series: Floats) -> tuple[float, int, tuple[float, float] | None]:
@@ -136,24 +125,19 @@ def _over_steps(name: str, series: Floats) -> tuple[float, int, tuple[float, flo
     return float(REDUCTIONS[how](series)), len(series), None
 
 
-def _over_ranks(name: str, amounts: Sequence[float]) -> float:
-    """Return what a metric's declaration makes of the ranks' figures."""
-    return float(REDUCTIONS[metric(name).over_ranks](np.asarray(amounts)))
-
-
 def _speed(values: dict[str, MetricValue], trial: Trial, ranks: Sequence[RankJournal], steps: Window) -> None:
     n = len(steps.seconds)
     if not (np.isfinite(steps.seconds) & (steps.seconds > 0)).all():
         return  # the verdict says so
     for name in ("step_time", "step_time_p90", "step_time_p99"):
-        _put(values, name, *_over_steps(name, steps.seconds))
-    _put(values, "data_wait", *_over_steps("data_wait", steps.data_seconds))
+        put(values, name, *_over_steps(name, steps.seconds))
+    put(values, "data_wait", *_over_steps("data_wait", steps.data_seconds))
     tokens = float(np.median(steps.tokens))
 
     def rate(name: str, factor: float) -> None:
         seconds, _, interval = _over_steps(name, steps.seconds)
         bounds = (factor * tokens / interval[1], factor * tokens / interval[0]) if interval else None
-        _put(values, name, factor * tokens / seconds, n, bounds)
+        put(values, name, factor * tokens / seconds, n, bounds)
 
     rate("tokens_per_second", 1.0)
     rate("tokens_per_second_per_device", 1 / trial.ranks)
@@ -169,38 +153,11 @@ def _speed(values: dict[str, MetricValue], trial: Trial, ranks: Sequence[RankJou
     sequences = n * trial.protocol.global_batch
     training = float(steps.seconds.sum())
     evaluation = max((x for rank in ranks for x in rank.numbers(Key.EVAL, "seconds")), default=0.0)
-    _put(values, "p_whole", sequences / (training + evaluation))
-    _put(values, "p_train", sequences / training, n)
+    put(values, "p_whole", sequences / (training + evaluation))
+    put(values, "p_train", sequences / training, n)
     compute = float(steps.compute_seconds.sum())
     if compute > 0:
-        _put(values, "p_core", sequences / compute, n)
-
-
-def _memory(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> None:
-    peaks, held = ([rank.last(key) for rank in ranks] for key in (Key.MEMORY, Key.HELD))
-    for name, source, told in (
-        ("memory_peak_allocated", "peak_allocated", peaks),
-        ("memory_peak_reserved", "peak_reserved", peaks),
-        ("memory_peak_rss", "peak_rss", peaks),
-        ("memory_pss", "pss", peaks),
-        ("memory_device_used", "device_used", peaks),
-        ("memory_weights", "weights", held),
-        ("memory_gradients", "gradients", held),
-        ("memory_optimizer", "optimizer", held),
-        ("memory_offloaded", "host", held),
-    ):
-        _bytes(values, name, [number(each.get(source)) for each in told])
-    states = [number(each.get("allocated")) for each in held]
-    whole = [number(each.get("peak_allocated")) for each in peaks]
-    rests = [None if p is None or s is None else p - s for p, s in zip(whole, states, strict=True)]
-    _bytes(values, "memory_activations", rests)
-
-
-def _bytes(values: dict[str, MetricValue], name: str, amounts: Sequence[float | None]) -> None:
-    known = [amount for amount in amounts if amount is not None]
-    # A rank that doesn't tell may be the largest: then there is no answer.
-    if known and len(known) == len(amounts):
-        _put(values, name, _over_ranks(name, known) / _MIB, n=len(known))
+        put(values, "p_core", sequences / compute, n)
 
 
 PARTS = ("seconds", "communication", "exposed", "compute", "idle")
@@ -227,7 +184,7 @@ def _communication(values: dict[str, MetricValue], ranks: Sequence[RankJournal])
     ):
         if len(series) < len(known):
             continue
-        _put(values, name, _over_ranks(name, series), n=len(series))
+        put(values, name, over_ranks(name, series), n=len(series))
 
 
 def _validation(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) -> None:
@@ -237,48 +194,10 @@ def _validation(values: dict[str, MetricValue], ranks: Sequence[RankJournal]) ->
         return
     tokens = sum(t or 0.0 for _, t, _ in told)
     nats = sum((loss or 0.0) * (t or 0.0) for loss, t, _ in told)
-    _put(values, "loss_validation", nats / tokens)
+    put(values, "loss_validation", nats / tokens)
     size = sum(b or 0.0 for *_, b in told)
     if all(b for *_, b in told) and size > 0:
-        _put(values, "bits_per_byte", nats / math.log(2) / size)
-
-
-def _energy(values: dict[str, MetricValue], ranks: Sequence[RankJournal], steps: Window, telemetry: Telemetry) -> None:
-    """Put the energy of what computed: the devices', or the host's where its cores are the devices."""
-    if len({str(rank.last(Key.HEADER).get("host")) for rank in ranks}) > 1:
-        return  # telemetry is of one host
-    host = energy(telemetry, steps.start_ns, steps.stop_ns)
-    joules, n = host, 1
-    if telemetry.devices or telemetry.devices_unavailable:
-        if host is not None:
-            _put(values, "energy_host", host)
-        each = device_energies(ranks, telemetry, steps.start_ns, steps.stop_ns)
-        known = [one.joules for one in each if one.joules is not None]
-        # A device that doesn't tell may draw the most: then there is no answer.
-        joules = sum(known) if known and len(known) == len(each) else None
-        n = sum(one.samples for one in each)
-    if joules is None:
-        return
-    _put(values, "energy", joules, n)
-    if joules > 0:
-        _put(values, "tokens_per_joule", float(steps.tokens.sum()) / joules, n)
-
-
-def energy(telemetry: Telemetry, start_ns: float, stop_ns: float) -> float | None:
-    """Return the joules that all of the host's energy counters went up by in the window; None where there are none.
-
-    Counters are read between samples by straight lines. A counter that doesn't span the window counts for nothing,
-    and then there is no figure: half a machine's energy would be taken for the whole.
-    """
-    total = 0.0
-    sensors = sorted({name for name in telemetry.sensor if name.startswith("energy_joules.")})
-    for sensor in sensors:
-        times, counted = telemetry.series(sensor)
-        if len(times) < 2 or times[0] > start_ns or times[-1] < stop_ns or (np.diff(counted) < 0).any():
-            return None
-        start, stop = np.interp([start_ns, stop_ns], times.astype(np.float64), counted)
-        total += float(stop - start)
-    return total if sensors else None
+        put(values, "bits_per_byte", nats / math.log(2) / size)
 
 
 def machine_speeds(ranks: Sequence[RankJournal]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import msgspec
 
 from flagperf.collect import verdict
 from flagperf.collect.devices import device_energies
+from flagperf.collect.inference import Served, inference_metrics, inference_points
 from flagperf.collect.journals import (
     HarnessJournal,
     RankJournal,
@@ -21,10 +22,12 @@ from flagperf.collect.journals import (
     read_rank,
     read_telemetry,
 )
+from flagperf.collect.resources import Span
 from flagperf.collect.sweeps import sweep_metrics, sweep_points
-from flagperf.collect.training import Window, peak_flops, profiled, training_metrics, window
+from flagperf.collect.training import peak_flops, profiled, training_metrics, window
 from flagperf.schema.event import Key
 from flagperf.schema.result import Result
+from flagperf.schema.sweep import Point
 from flagperf.schema.trial import Run, Trial
 
 
@@ -50,9 +53,19 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
     ranks = [read_rank(folder / f"rank{rank}.journal", rank) for rank in range(trial.ranks)]
     telemetry = read_telemetry(folder / "telemetry.journal")
     steps = window(ranks)
-    points = sweep_points(trial, ranks) if trial.swept else []
-    metrics = sweep_metrics(trial, points) if trial.swept else training_metrics(trial, ranks, steps, telemetry)
-    reasons = verdict.reasons(trial, harness, ranks, steps, metrics, points)
+    span = Span(steps.start_ns, steps.stop_ns) if steps is not None else None
+    points: list[Point] = []
+    served = None
+    if trial.swept:
+        points = sweep_points(trial, ranks)
+        metrics = sweep_metrics(trial, points)
+    elif trial.kind == "inference":
+        served = Served(ranks[0])
+        span, points = served.span, inference_points(trial, served)
+        metrics = inference_metrics(trial, ranks, served, points, telemetry)
+    else:
+        metrics = training_metrics(trial, ranks, steps, telemetry)
+    reasons = verdict.reasons(trial, harness, ranks, steps, metrics, points, served)
     attempts = 1 + sum(1 for _ in folder.parent.glob(f"{trial.id}.attempt*"))
     result = Result(
         case=trial.case,
@@ -64,6 +77,7 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
         dtype=trial.dtype,
         seed=trial.seed,
         trial=trial.trial,
+        scenario=trial.scenario,
         purpose=trial.purpose,
         verdict="invalid" if reasons else "valid",
         reasons=reasons,
@@ -71,10 +85,10 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
         run=run.id,
         id=trial.id,
         points=points,
-        notes=verdict.notes(trial, harness, ranks, steps, telemetry, points),
+        notes=verdict.notes(trial, harness, ranks, steps, span, telemetry, points, served),
         facts={
             **_facts(trial, ranks),
-            "device_energy": _device_energy(ranks, steps, telemetry),
+            "device_energy": _device_energy(ranks, span, telemetry),
             "attempts": attempts,
             "seconds": harness.seconds.get(trial.id),
             "steps_profiled": profiled(ranks),
@@ -112,11 +126,11 @@ def _facts(trial: Trial, ranks: Sequence[RankJournal]) -> dict[str, Any]:
     }
 
 
-def _device_energy(ranks: Sequence[RankJournal], steps: Window | None, telemetry: Telemetry) -> list[dict[str, Any]]:
-    """Return each device's energy over the measured steps, with how it was obtained and how much of them it covers."""
-    if steps is None:
+def _device_energy(ranks: Sequence[RankJournal], span: Span | None, telemetry: Telemetry) -> list[dict[str, Any]]:
+    """Return each device's energy over what was measured, with how it was obtained and how much of it it covers."""
+    if span is None:
         return []
-    return [asdict(each) for each in device_energies(ranks, telemetry, steps.start_ns, steps.stop_ns)]
+    return [asdict(each) for each in device_energies(ranks, telemetry, *span)]
 
 
 def settings_digest(trial: Trial) -> str:

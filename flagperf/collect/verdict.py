@@ -13,7 +13,9 @@ import msgspec
 import numpy as np
 
 from flagperf.collect.devices import device_notes, energy_notes
+from flagperf.collect.inference import Served, inference_notes, inference_reasons
 from flagperf.collect.journals import HarnessJournal, RankJournal, Telemetry, number
+from flagperf.collect.resources import Span
 from flagperf.collect.sweeps import sweep_notes, sweep_reasons
 from flagperf.collect.training import Window, machine_speeds
 from flagperf.schema import SCHEMA_VERSION
@@ -92,7 +94,7 @@ _SIGNALS = {
 }
 _CONSEQUENCES = [
     *("rank_failed", "peer_lost", "terminated", "failed", "no_journal", "unfinished", "steps_missing", "steps_differ"),
-    *("points_missing", "nothing_measured"),
+    *("points_missing", "nothing_measured", "no_load"),
 ]
 """Reasons that mostly follow from another one, which is then told first; in the order they are told."""
 
@@ -104,6 +106,7 @@ def reasons(
     steps: Window | None,
     metrics: dict[str, MetricValue],
     points: Sequence[Point] = (),
+    served: Served | None = None,
 ) -> list[Reason]:
     """Return why a trial's result is invalid, causes before consequences; nothing if it is valid."""
     outcome = harness.outcomes.get(trial.id)
@@ -113,7 +116,10 @@ def reasons(
     found = [*_outcome(trial, outcome, harness), *_errors(ranks)]
     for rank in ranks:
         found += _journal(trial, rank)
-    found += sweep_reasons(trial, points, ranks) if trial.swept else _steps(trial, ranks, steps)
+    if trial.swept:
+        found += sweep_reasons(trial, points, ranks)
+    else:
+        found += _steps(trial, ranks, steps) if served is None else inference_reasons(trial, served)
     for name in ("mfu", "mfu_rated"):
         if name in metrics and metrics[name].value > 1:
             found.append(
@@ -302,11 +308,13 @@ def notes(
     harness: HarnessJournal,
     ranks: Sequence[RankJournal],
     steps: Window | None,
+    span: Span | None,
     telemetry: Telemetry,
     points: Sequence[Point] = (),
+    served: Served | None = None,
 ) -> list[Reason]:
     """Return what doesn't make a result invalid but must be seen."""
-    found: list[Reason] = [*sweep_notes(points)]
+    found: list[Reason] = [*(sweep_notes(points) if served is None else inference_notes(trial, served))]
     if simulated := next((said for rank in ranks if (said := _simulated(rank))), ""):
         found.append(
             Reason(
@@ -366,9 +374,9 @@ def notes(
             )
         )
     found += _telemetry(telemetry)
-    if steps is not None:
-        found += device_notes(ranks, telemetry, steps.start_ns, steps.stop_ns)
-        found += energy_notes(ranks, telemetry, steps.start_ns, steps.stop_ns)
+    if span is not None:
+        found += device_notes(ranks, telemetry, *span)
+        found += energy_notes(ranks, telemetry, *span)
     return found
 
 

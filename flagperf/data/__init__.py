@@ -4,7 +4,7 @@
 """
 
 from flagperf.data.cache import DamagedData
-from flagperf.data.prepare import Listed, NotPrepared, Prepared, listing, open_tokens, prepare, verify
+from flagperf.data.prepare import Listed, NotPrepared, Prepared, listing, made_ready, open_tokens, prepare, verify
 from flagperf.data.settings import Counts, DataSettings, Meta, Progress
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Prepared",
     "Progress",
     "listing",
+    "made_ready",
     "open_tokens",
     "prepare",
     "verify",

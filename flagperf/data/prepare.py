@@ -9,7 +9,7 @@ import shlex
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -98,6 +98,18 @@ def open_tokens(settings: DataSettings) -> Prepared:
         if not entry.exists():
             raise NotPrepared(f"The corpus {settings.source} isn't prepared.", f"Run: {command(settings)}")
         return _open(entry, command(settings))
+
+
+def made_ready(settings: DataSettings, progress: Progress) -> dict[str, Any]:
+    """Prepare a corpus where it isn't yet; return what a reader should know of it, as plain JSON.
+
+    One that was damaged since it was prepared is refused, not made again.
+    """
+    try:
+        prepared = open_tokens(settings)
+    except NotPrepared:
+        prepared = prepare(settings, progress)
+    return {"path": str(prepared.path), **msgspec.to_builtins(prepared.meta)}
 
 
 def verify(target: DataSettings | Path) -> Prepared:

@@ -13,6 +13,7 @@ from flagperf._version import __version__
 from flagperf.errors import UnknownName, UsageError
 from flagperf.plan import contests, surveys
 from flagperf.plan.arms import parse_arms
+from flagperf.plan.inference import inference_templates
 from flagperf.plan.options import Options
 from flagperf.plan.sweeps import sweep_trial
 from flagperf.plan.trials import alone, check_link, interleaved, plain, rank_count, sized, template
@@ -35,24 +36,32 @@ def plan(options: Options, registries: Registries, *, commit: str | None = None)
     if surveys.named_survey(options, registries) is not None:
         survey, trials = surveys.survey_trials(options, vendor, registries)
         baseline = str(survey.arm)
-    elif options.budget is not None or options.scale:
-        raise UsageError("--budget and --scale are for surveys.", "For example flagperf run parallel/throughput")
+    elif options.budget is not None or options.rank_counts:
+        raise UsageError("--budget and --rank-counts are for surveys.", "For example flagperf run parallel/throughput")
     elif options.compare is not None or contests.named_contest(options, registries) is not None:
         contest, trials = contests.contest_trials(options, vendor, registries)
         baseline = str(contest.baseline)
     else:
         names = [name for asked in options.cases for name in _matching(asked, registries)]
-        training = [name for name in names if registries.cases.get(name).kind == "training"]
-        arms = parse_arms(options.engines or ["single"], options.layout) if training else []
-        for name in names:
-            if name in training:
+        kinds = {name: registries.cases.get(name).kind for name in names}
+        compared = {"training": "single", "inference": "eager"}  # kinds that have engines, with those that are usual
+        usual = [engine for kind, engine in compared.items() if kind in kinds.values()]
+        arms = parse_arms(options.engines or usual, options.layout) if usual else []
+        if (options.scenarios or options.scale is not None) and "inference" not in kinds.values():
+            raise UsageError("--scenario and --scale are for inference.", "For example flagperf run aquila/generate")
+        for name, kind in kinds.items():
+            if kind == "inference":
+                for templates in inference_templates(name, arms, options, vendor, registries):
+                    trials += interleaved(templates, first=len(trials))
+                continue
+            if kind == "training":
                 size = sized(name, options, registries, vendor=vendor)
                 ranks = rank_count(arms, vendor, options, registries)
                 templates = [template(arm, size, vendor, ranks, options, registries) for arm in arms]
             else:
                 templates = [sweep_trial(name, options, vendor, registries)]
             trials += interleaved(templates, first=len(trials))
-        baseline = _baseline(options, arms, trials) if training else trials[0].providers[0]
+        baseline = _baseline(options, arms, trials) if arms else trials[0].providers[0]
     now = datetime.now(UTC)
     return Run(
         id=f"{now:%Y%m%d-%H%M%S}-{plain(options.cases[0])}-{options.preset}",

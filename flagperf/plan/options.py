@@ -26,8 +26,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of the framework's allocator a rank in which the best layouts must fit."""
     budget: float | None = None
     """Seconds that a survey may look for the best layout."""
-    scale: list[int] = []
-    """Rank counts of a survey; empty for halves of the most, down to one."""
+    rank_counts: list[int] = []
+    """Of a survey; empty for halves of the most, down to one."""
+    scenarios: list[str] = []
+    """Of inference cases; empty for the case's own."""
+    scale: float | None = None
+    """What durations and counts of inference scenarios are multiplied by."""
     layout: str = ""
     """For every engine, under what the engine's own item says."""
     vendor: str = "auto"

@@ -100,11 +100,11 @@ def further(run: Run, results: Sequence[Result]) -> list[Trial]:
 
 def _counts(options: Options, vendor: Vendor) -> list[int]:
     """Return the rank counts, rising: those asked for, or halves of the most down to one."""
-    most = options.ranks or (max(options.scale) if options.scale else vendor.default_ranks())
-    if options.scale:
-        counts = sorted({*options.scale, most})
+    most = options.ranks or (max(options.rank_counts) if options.rank_counts else vendor.default_ranks())
+    if options.rank_counts:
+        counts = sorted({*options.rank_counts, most})
         if counts[-1] > most:
-            raise UsageError(f"--scale has {counts[-1]} ranks, more than --ranks {most}.", "Leave --ranks out.")
+            raise UsageError(f"--rank-counts has {counts[-1]} ranks, more than --ranks {most}.", "Leave --ranks out.")
     else:
         counts = [most]
         while counts[0] % 2 == 0 and (counts[0] // 2) % options.nodes.count == 0:

@@ -192,7 +192,8 @@ def interleaved(templates: Sequence[Trial], first: int) -> list[Trial]:
 
 def trial_id(place: int, trial: Trial) -> str:
     """Return the name of the trial at this place of a run."""
-    return f"{place:03d}-{plain(trial.case) if trial.swept else trial.engine}"
+    what = [plain(trial.case)] if trial.swept else [trial.engine, *([trial.scenario] if trial.scenario else [])]
+    return "-".join([f"{place:03d}", *what])
 
 
 def plain(case: str) -> str:

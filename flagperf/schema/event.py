@@ -43,6 +43,10 @@ class Key:
     PULSE = "pulse"  # {flops_per_second, when}: a short GEMM, the machine's speed just now
     SWEEP = "sweep"  # {points, providers}: what a sweep is going to measure
     SAMPLES = "samples"  # see flagperf.schema.sweep.Samples
+    AGREEMENT = "agreement"  # see flagperf.schema.inference.Agreement
+    QUERY = "query"  # see flagperf.schema.inference.Query
+    LOAD = "load"  # see flagperf.schema.inference.Load
+    SERVED = "served"  # {facts}: how an inference engine served what it was asked
     ROOFS = "roofs"  # see flagperf.schema.sweep.Roofs
     TOKENS = "tokens_seen"  # {fingerprint, samples}
     ERROR = "error"  # {kind, message, traceback}

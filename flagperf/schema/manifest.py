@@ -8,6 +8,7 @@ import msgspec
 from packaging.specifiers import SpecifierSet
 
 from flagperf.schema.contest import Claim
+from flagperf.schema.inference import Scenario, Task
 from flagperf.schema.ledger import WHOLE, Ledger
 from flagperf.schema.protocol import Protocol
 
@@ -59,7 +60,7 @@ class EngineManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=
     """An engine: what runs a case's model."""
 
     kind: str
-    """The kind of case it runs: `training`, …"""
+    """The kind of case it runs: `training` or `inference`."""
     layout: dict[str, LayoutRule] = {}
     """What it takes for each layout key but `micro`; a key that isn't here keeps its default."""
     refused: list[Refusal] = []
@@ -67,6 +68,8 @@ class EngineManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=
     """Layout keys that are tried for its best layout, each with the values to try."""
     dtypes: list[str] = msgspec.field(default_factory=lambda: ["fp32", "bf16"])
     max_ranks: int | None = None
+    tasks: list[Task] = []
+    """Of an inference engine: what it can do."""
     collectives: list[str] = []
     """Operations of torch.distributed it can't do without: `all_reduce`, `reduce_scatter` …"""
     memory: Ledger = WHOLE
@@ -144,6 +147,12 @@ class CaseManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Names from the catalogue, the leading one first."""
     target: str = ""
     """The quality target in words, or empty."""
+    task: Task | None = None
+    """Of an inference case: what its engines must be able to do."""
+    scenarios: list[Scenario] = []
+    """Of an inference case: those that it can be put under …"""
+    scenario: list[Scenario] = []
+    """… and those that it is unless the user says."""
     operation: str = ""
     """Of a kernel case: what it computes, as vendors call it that bring kernels of their own: `attention` …"""
     providers: dict[str, ProviderManifest] = {}

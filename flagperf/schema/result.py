@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from flagperf.schema.contest import Arm, Claim, Question
+from flagperf.schema.inference import Scenario
 from flagperf.schema.metric import MetricValue
 from flagperf.schema.survey import ScaleKind
 from flagperf.schema.sweep import At, Point
@@ -43,6 +44,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     trial: int
     """Which repetition of its engine and layout this is, from 0."""
+    scenario: Scenario = ""
+    """Of an inference trial."""
     purpose: Purpose = "measure"
     verdict: Verdict
     reasons: list[Reason]
@@ -70,6 +73,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     verdict: ComparisonVerdict
     case: str = ""
     preset: str = ""
+    scenario: Scenario = ""
     pairs: int = 0
     """Pairs of trials that were compared."""
     more_trials: int | None = None

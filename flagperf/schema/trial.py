@@ -8,6 +8,7 @@ import msgspec
 
 from flagperf.schema import SCHEMA_VERSION
 from flagperf.schema.contest import Arm, Contest
+from flagperf.schema.inference import Scenario
 from flagperf.schema.layout import Layout
 from flagperf.schema.link import Link
 from flagperf.schema.protocol import Protocol
@@ -38,7 +39,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """Unique in its run, and the name of its folder: `003-fsdp`."""
     case: str
     kind: str = "training"
-    """Of the case: `training`, `kernel`, `specification`, `collective`; all but the first are sweeps."""
+    """Of the case: `training`, `inference`, `kernel`, `specification`, `collective`; the last three are sweeps."""
     preset: str
     vendor: str
     engine: str
@@ -51,6 +52,10 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     trial: int
     """Which repetition of its arm this is, from 0; trials with the same number are compared as a pair."""
     purpose: Purpose = "measure"
+    scenario: Scenario = ""
+    """Of an inference trial: how load comes."""
+    scale: float = 1.0
+    """What the scenario's durations and counts are multiplied by: less than 1 is a try-out."""
     protocol: Protocol
     settings: dict[str, Any]
     metrics: list[str]
@@ -77,8 +82,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def swept(self) -> bool:
-        """Whether it measures many points rather than training a model."""
-        return self.kind != "training"
+        """Whether it measures many points rather than running one model."""
+        return self.kind not in ("training", "inference")
 
     @property
     def providers(self) -> list[str]:

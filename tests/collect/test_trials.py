@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flagperf.collect.journals import Telemetry
-from flagperf.collect.training import energy
+from flagperf.collect.resources import energy
 from flagperf.collect.trials import TrialRecord, read_trial
 from flagperf.journal import Journal
 from flagperf.metrics import catalogue

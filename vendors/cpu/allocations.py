@@ -11,7 +11,6 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -31,28 +30,30 @@ class CpuAllocations(AllocationObserver):
     def __init__(self) -> None:
         self.peak: int | None = None
         self._counting: ctypes.c_bool | None = None
+        self._before = 0
+        """Bytes in the allocator's total on entering."""
 
     def __enter__(self) -> CpuAllocations:
         self._counting = _counting_flag()
         if self._counting is not None:
             self._counting.value = True
+            # Blocks that were counted once and freed while nobody counted are in the total for ever.
+            with _recorded() as totals:
+                pass
+            self._before = min(totals, default=0)
         return self
 
     @contextmanager
     def observing(self, now: bool) -> Iterator[None]:
         """Count the allocations of what runs inside, if `now`."""
-        import torch
         from torch.autograd import kineto_available  # type: ignore[attr-defined]
-        from torch.autograd.profiler import profile
 
         if not now or self._counting is None or not kineto_available():
             yield
             return
-        with profile(profile_memory=True) as recorded:
-            # Makes a record of the total at the start, which a step that only frees would lack.
-            torch.empty(1, dtype=torch.uint8)
+        with _recorded() as totals:
             yield
-        self.peak = _largest_total(recorded.kineto_results.experimental_event_tree())
+        self.peak = max(totals) - self._before
 
     def stop(self) -> None:
         """Stop counting, which costs each allocation a lock and a look-up."""
@@ -80,12 +81,20 @@ def _counting_flag() -> ctypes.c_bool | None:
     return None
 
 
-def _largest_total(events: list[Any]) -> int:
-    """Return the largest total among the CPU allocator's records, bytes."""
-    largest, stack = 0, list(events)
+@contextmanager
+def _recorded() -> Iterator[list[int]]:
+    """Fill a list with the totals of the CPU allocator's records of what runs inside, bytes."""
+    import torch
+    from torch.autograd.profiler import profile
+
+    totals: list[int] = []
+    with profile(profile_memory=True) as recorded:
+        # Makes a record of the total at the start, which a step that only frees would lack.
+        torch.empty(1, dtype=torch.uint8)
+        yield totals
+    stack = list(recorded.kineto_results.experimental_event_tree())
     while stack:
         event = stack.pop()
         stack.extend(event.children)
         if event.name == "[memory]" and event.extra_fields.device.type == "cpu":
-            largest = max(largest, event.extra_fields.total_allocated)
-    return largest
+            totals.append(event.extra_fields.total_allocated)

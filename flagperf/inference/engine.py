@@ -1,0 +1,153 @@
+"""The inference-engine contract: what eager torch, exported graphs and whole servers have in common.
+
+An engine is a manifest (`*.toml`, kind `inference`, with the `tasks` it can do) and an entry class derived from
+`InferenceEngine`, or from `ModuleEngine` where it computes what a torch module says and leaves the serving to us.
+Every engine is given the same weights, and must answer as the plain model in fp32 does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+
+from flagperf.context import RankContext
+from flagperf.schema.decoder import Decoder
+from flagperf.schema.inference import Fault, HeldByInference, LoadSettings
+
+if TYPE_CHECKING:
+    from flagperf.inference.batching import Batcher
+
+Function = Callable[..., Any]
+
+
+class Request(NamedTuple):
+    """What is asked of an engine: to go on after the prompt, the likeliest token each time, whatever ends a text."""
+
+    prompt: Sequence[int]
+    """Token ids, at least one."""
+    limit: int
+    """Tokens to generate."""
+    text: str = ""
+    """The prompt as text, where it came so."""
+
+
+class Reply(Protocol):
+    """Is told what comes of a request, as it comes, by one thread at a time; after `done` or `failed` nothing more."""
+
+    def tokens(self, ids: Sequence[int]) -> None:
+        """Some tokens have been generated; they are stamped with the time now."""
+
+    def done(self) -> None:
+        """The answer is complete."""
+
+    def failed(self, fault: Fault, why: str) -> None:
+        """There will be no complete answer."""
+
+
+class GenerationTask(ABC):
+    """What a case of generation gives to an engine."""
+
+    decoder: Decoder
+    """Shape of the model; `seq_len` is the longest context, prompt and answer together."""
+    load: LoadSettings
+    dtype: torch.dtype
+    """In which engines compute and hold weights and cache."""
+    quantized: str
+    """`int8` where weights are to be held so, with `dtype` computed in; else empty."""
+    prefix_cache: bool
+    """Whether keys and values of a prompt's beginning may be taken over from an earlier prompt."""
+
+    @abstractmethod
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the canonical weights by name, float32 on the host."""
+
+    @abstractmethod
+    def module(self, *, functional: bool) -> torch.nn.Module:
+        """Return the model with a cache, on the host in `dtype`, weights filled in: see `flagperf.inference.batching`.
+
+        With `functional` nothing is written in place: for exporters.
+        """
+
+    @abstractmethod
+    def reference(self) -> torch.nn.Module:
+        """Return the plain model in fp32, `model(tokens [B, S])` being the logits [B, S, V]; weights as engines see
+        them, that is, rounded to `dtype`."""
+
+    @abstractmethod
+    def folder(self) -> Path:
+        """Return a folder in Hugging Face's format with these weights in `dtype`, made on the first call."""
+
+
+class InferenceEngine(ABC):
+    """One engine in one process, or the client of one elsewhere."""
+
+    def __init__(self, context: RankContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    def start(self, task: GenerationTask) -> None:
+        """Load the model and be ready for `submit`."""
+
+    @abstractmethod
+    def submit(self, request: Request, reply: Reply) -> None:
+        """Take a request and return at once; the reply is told from a thread of the engine's own.
+
+        Requests that come while others are worked on wait for them; nothing is refused for being many.
+        """
+
+    @abstractmethod
+    def held(self) -> HeldByInference:
+        """Return what is held for serving."""
+
+    def facts(self) -> dict[str, object]:
+        """Return what a reader should know of how the engine ran, as plain JSON; called when it has started."""
+        return {}
+
+    def close(self) -> None:
+        """End what `start` began; requests that are still worked on fail."""
+        return
+
+
+class ModuleEngine(InferenceEngine):
+    """An engine that computes what a torch module computes; serving is the same for all of them."""
+
+    functional = True
+    """Whether modules must not write in place."""
+    batcher: Batcher
+
+    @abstractmethod
+    def compile(
+        self, module: torch.nn.Module, examples: tuple[torch.Tensor, ...], dynamic: Mapping[int, Sequence[int]]
+    ) -> Function:
+        """Return what computes the same as the module, for arguments like the examples.
+
+        `dynamic` names the arguments by place whose sizes change, each with the dimensions that do. What is returned
+        takes tensors on the rank's device and returns a tensor, or a tuple of them, there.
+        """
+
+    def start(self, task: GenerationTask) -> None:
+        """Compile the module and start the thread that batches requests."""
+        from flagperf.inference.batching import Batcher
+
+        self.batcher = Batcher(self, task)
+
+    def submit(self, request: Request, reply: Reply) -> None:
+        """Queue a request."""
+        self.batcher.submit(request, reply)
+
+    def held(self) -> HeldByInference:
+        """Return the bytes of the module's weights and of the cache."""
+        return self.batcher.held()
+
+    def facts(self) -> dict[str, object]:
+        """Return how requests were batched."""
+        return self.batcher.facts()
+
+    def close(self) -> None:
+        """End the batching thread."""
+        if hasattr(self, "batcher"):
+            self.batcher.close()
