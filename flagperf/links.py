@@ -134,8 +134,9 @@ def _shape(namespace: str, device: str, link: Link) -> None:
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        said = done.stderr.strip().rstrip(".") or done.returncode
         raise FlagPerfError(
-            f"Links can't be shaped here: `{' '.join(command)}` says {done.stderr.strip() or done.returncode}.",
+            f"Links can't be shaped here: `{' '.join(command)}` says: {said}.",
             "In a container it takes --cap-add NET_ADMIN --cap-add SYS_ADMIN, and the kernel's modules veth, bridge, "
             "sch_tbf and sch_netem; or leave out --link.",
         )

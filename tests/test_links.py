@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_where_links_cant_be_shaped_it_is_said_why(monkeypatch: pytest.MonkeyPat
 
 
 def test_only_ranks_of_one_machine_that_talk_over_its_network_get_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "check", lambda: None)
+    monkeypatch.setattr(links, "network", lambda hosts, link: nullcontext())
     registries, link = Registries(), Link(rate=1e9)
     options = Options(cases=["parallel/collectives"], vendor="cpu", ranks=2, oversubscribe=True, link=link)
     assert [trial.link for trial in plan.plan(options, registries).trials] == [link]
@@ -128,6 +129,16 @@ def test_only_ranks_of_one_machine_that_talk_over_its_network_get_links(monkeypa
         plan.plan(_with(options, nodes=Nodes(count=2, rendezvous="a:1")), registries)
     with pytest.raises(UsageError, match="nccl, by which nvidia"):
         plan.check_link(registries.vendors.adapter("nvidia"), options, registries)
+
+
+def test_a_link_that_cant_be_made_is_refused_before_anything_starts(
+    root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "_BURST", "nonsense")
+    link = Link(rate=1e9)
+    options = Options(cases=["parallel/collectives"], vendor="cpu", ranks=2, oversubscribe=True, link=link)
+    with pytest.raises(FlagPerfError, match="tbf"):
+        plan.plan(options, Registries())
 
 
 def _with(options: Options, **changes: object) -> Options:

@@ -113,7 +113,8 @@ def compare_points(results: Sequence[Result]) -> list[Comparison]:
     groups: dict[tuple[object, ...], list[Result]] = {}
     for result in results:
         if result.points:
-            key = (result.case, result.preset, result.vendor, result.engine, result.ranks)
+            settings = result.facts.get("settings_digest")
+            key = (result.run, result.case, result.preset, result.vendor, result.engine, result.ranks, settings)
             groups.setdefault(key, []).append(result)
     return [each for group in groups.values() for each in _compared(group)]
 
@@ -259,6 +260,8 @@ def _roofline(samples: Samples, dtype: str, seconds: float, roofs: Sequence[Roof
     if not found or seconds <= 0 or not (samples.flops or samples.bytes):
         return None, ""
     flops, bandwidth = found[0]
+    if samples.flops and flops is None:
+        return None, ""  # without the roof of its data type it can't be said which of the two is lower
     computing = samples.flops / flops if flops else 0.0
     moving = samples.bytes / bandwidth if bandwidth else 0.0
     least = max(computing, moving)

@@ -365,7 +365,8 @@ def notes(
         if failure := rank.last(Key.COMMUNICATION).get("failure"):
             what = f"Communication wasn't observed in full on rank {rank.rank}: {failure}."
             found.append(Reason("communication_not_observed", what, "Nothing else of the result rests on it."))
-    if not telemetry.cost and any(rank.succeeded for rank in ranks):
+    measured_here = not any("imported" in point.facts for point in points)
+    if measured_here and not telemetry.cost and any(rank.succeeded for rank in ranks):
         found.append(
             Reason(
                 "no_telemetry",

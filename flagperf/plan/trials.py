@@ -135,7 +135,8 @@ def check_link(vendor: Vendor, options: Options, registries: Registries) -> None
             f"{vendor.manifest.backend}, by which {vendor.name} devices talk, has other ways than the host's network.",
             "--link is for --vendor cpu, and for others whose manifest says `sockets = true`.",
         )
-    links.check()
+    with links.network(1, options.link):  # says what the kernel lacks before anything is started
+        pass
 
 
 def template(arm: Arm, size: Size, vendor: Vendor, ranks: int, options: Options, registries: Registries) -> Trial:
