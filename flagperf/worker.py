@@ -1,4 +1,4 @@
-"""What a rank does: `python -m flagperf.worker trial.json`, started by torch elastic."""
+"""What a rank does: `python -m flagperf.worker trial.json`, started by the node's agent."""
 
 from __future__ import annotations
 

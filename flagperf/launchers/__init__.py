@@ -1,7 +1,7 @@
 """The launcher contract: how ranks are started, watched and ended.
 
 A launcher is a manifest (`*.toml`, see `LauncherManifest`) and an entry class derived from `Launcher`. Whatever it goes
-through, it ends in torch elastic on every node, one agent a node, one `flagperf.worker` a rank.
+through, it ends in an agent on every node, and one `flagperf.worker` a rank: see `flagperf.launchers.elastic`.
 """
 
 from __future__ import annotations

@@ -287,13 +287,13 @@ def test_more_ranks_than_cores_are_refused(tmp_path: Path) -> None:
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = started(*RUN, "--engine", "single", "--trials", "1", "--out", str(run))
-    wait_for(lambda: (run / "run.json").exists())
-    second = flagperf(*RUN, "--engine", "single", "--trials", "1", "--out", str(run))
+    wait_for(lambda: (run / "trials").exists())
+    second = called(*RUN, "--engine", "single", "--trials", "1", "--out", str(run))
     assert second.returncode == 2 and str(run) in second.stderr
-    resumed = flagperf("run", "--resume", str(run))
+    resumed = called("run", "--resume", str(run))
     assert resumed.returncode == 1 and "Another run" in resumed.stderr
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    process.terminate()
+    process.communicate(timeout=120)
 
 
 def test_a_torn_journal_is_read_up_to_the_tear(finished_run: tuple[Path, object], tmp_path: Path) -> None:
