@@ -76,6 +76,14 @@ def trial_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return (math.exp(low), math.exp(high)) if positive else (low, high)
 
 
+def mean_interval(values: Floats, independent: float) -> tuple[float, float] | None:
+    """Return the 95 % interval of a series' mean by Student's t, for as many independent values as it is worth."""
+    if len(values) < 2 or independent < 2:
+        return None
+    reach = _student(independent - 1) * float(values.std(ddof=1)) / math.sqrt(independent)
+    return float(values.mean()) - reach, float(values.mean()) + reach
+
+
 def outliers(values: Sequence[float] | Floats, threshold: float = 3.5) -> npt.NDArray[np.bool_]:
     """Mark values whose modified z-score is beyond the threshold (Iglewicz & Hoaglin 1993); they are never dropped."""
     array = np.asarray(values, np.float64)

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from flagperf.collect.journals import Floats, RankJournal, Telemetry, number
+from flagperf.collect.queries import Queries
 from flagperf.collect.reduce import QUANTILES
 from flagperf.collect.resources import Span, put, put_energy, put_memory, put_telemetry_cost
+from flagperf.errors import FlagPerfError
 from flagperf.schema.event import Key
-from flagperf.schema.inference import Agreement, Load, LoadSettings, Query
+from flagperf.schema.inference import Agreement, Load, LoadSettings, Probe
 from flagperf.schema.metric import MetricValue
-from flagperf.schema.result import Reason
-from flagperf.schema.sweep import Point
+from flagperf.schema.result import SCALED, Reason
+from flagperf.schema.sweep import At, Point
 from flagperf.schema.trial import Trial
-from flagperf.statistics import quantile_interval
+from flagperf.statistics import independent, mean_interval, quantile_interval
 
 T = TypeVar("T")
 
-TOGETHER_US = 100
-"""Tokens that came within so many µs of each other came together: no engine makes them one by one that fast."""
-BURST_TOKENS = 4
-"""An answer of fewer tokens can't show whether it came in a burst."""
 MOST_BURSTS = 0.01
 """Share of the answers that may come in a burst before latencies aren't worth telling."""
-_TIMES = {"ttft": "ttft_{}", "tpot": "tpot_{}", "itl": "itl_{}", "latency": "latency_{}"}
+WINDOWS = 20
+"""Equal parts of a scenario whose rates its throughput's interval is from."""
+LEAST_ANSWERS = 100
+"""With fewer, a 99th percentile is hardly more than the slowest."""
 _LEVELS = {"p50": "median", "p90": "p90", "p99": "p99"}
 
 
@@ -36,24 +37,28 @@ class Served:
     """What a trial's journal tells of its queries; what can't be read is counted as the journal's flaw."""
 
     def __init__(self, rank: RankJournal) -> None:
-        self.queries = sorted(_events(rank, Key.QUERY, Query), key=lambda query: query.number)
+        self.probes = _events(rank, Key.PROBE, Probe)
+        asked = rank.queries.number
+        probed = np.zeros(len(asked), np.bool_)
+        for probe in self.probes:
+            probed |= (asked >= probe.first) & (asked < probe.first + probe.count)
+        self.queries = rank.queries.take(~probed) if probed.any() else rank.queries
+        self.lost = int(asked.max()) + 1 - len(asked) if len(asked) else 0
+        """Queries that the journal doesn't have though it has later ones."""
         loads = _events(rank, Key.LOAD, Load)
         self.load = loads[-1] if loads else None
         agreements = _events(rank, Key.AGREEMENT, Agreement)
         self.agreement = agreements[-1] if agreements else None
 
     @property
-    def complete(self) -> list[Query]:
+    def complete(self) -> Queries:
         """Queries with a whole answer."""
-        return [query for query in self.queries if query.done is not None and not query.fault]
+        return self.queries.complete
 
     @property
     def span(self) -> Span | None:
         """From the first query's issue to the last one's end."""
-        if not self.complete:
-            return None
-        ends = [query.issued + (query.done or 0) * 1000 for query in self.complete]
-        return Span(min(query.issued for query in self.queries), max(ends))
+        return whole(self.queries)
 
 
 def _events(rank: RankJournal, key: str, kind: type[T]) -> list[T]:
@@ -66,45 +71,35 @@ def _events(rank: RankJournal, key: str, kind: type[T]) -> list[T]:
     return found
 
 
-def bursty(query: Query) -> bool:
-    """Whether most tokens of an answer came at once: then nothing is known of when each of them was made."""
-    total = sum(query.tokens)
-    if total < BURST_TOKENS:
-        return False
-    largest = current = 0
-    before: int | None = None
-    for count, time in zip(query.tokens, query.times, strict=False):
-        current = current + count if before is not None and time - before < TOGETHER_US else count
-        largest, before = max(largest, current), time
-    return 2 * largest > total
+def whole(queries: Queries) -> Span | None:
+    """Return the time from the first issue to the last end; None where nothing was answered."""
+    if not len(queries.complete):
+        return None
+    return Span(int(queries.issued.min()), float(queries.complete.ends.max()))
 
 
-def times(queries: Sequence[Query]) -> dict[str, Floats]:
+def steady(queries: Queries) -> Span | None:
+    """Return the time in which all clients had a query going: from the first issue to the last one."""
+    span = whole(queries)
+    last = int(queries.issued.max()) if len(queries) else 0
+    return Span(span.start_ns, last) if span is not None and last > span.start_ns else span
+
+
+def latencies(trial: Trial, queries: Queries) -> dict[str, Floats]:
     """Return, in seconds: to the first token, a token after it, between pieces of an answer, and whole answers.
 
-    A query of one token has no time a token, and one that came in a burst has neither that nor a first token's.
+    A MultiStream query is its samples together: it is answered when the last of them is.
     """
-    apart = [query for query in queries if query.times and not bursty(query)]
-    several = [query for query in apart if sum(query.tokens) > query.tokens[0]]
-    gaps = [np.diff(query.times) for query in several]
-    seconds = {
-        "ttft": [query.times[0] for query in apart],
-        "tpot": [(q.times[-1] - q.times[0]) / (sum(q.tokens) - q.tokens[0]) for q in several],
-        "itl": np.concatenate(gaps) if gaps else [],
-        "latency": [query.done or 0 for query in queries],
-    }
-    return {name: np.asarray(values, np.float64) / 1e6 for name, values in seconds.items()}
-
-
-def within(queries: Sequence[Query], load: LoadSettings) -> int:
-    """Return how many queries kept both bounds."""
-    kept = 0
-    for query in queries:
-        seen = times([query])
-        kept += all((seen[name] <= bound).all() for name, bound in (("ttft", load.ttft), ("tpot", load.tpot))) and (
-            len(seen["ttft"]) == 1
-        )
-    return kept
+    whole_answers = queries.latency
+    if trial.scenario == "multistream":
+        size = load_settings(trial).batch
+        together, first = np.unique(queries.number // size, return_index=True)
+        counts = np.diff(np.append(first, len(queries)))
+        if len(together):
+            ends, issues = np.maximum.reduceat(queries.ends, first), np.minimum.reduceat(queries.issued, first)
+            whole_answers = ((ends - issues) / 1e9)[counts == size]
+    found = {"ttft": queries.ttft, "tpot": queries.tpot, "itl": queries.gaps, "latency": whole_answers}
+    return {name: series[np.isfinite(series)] for name, series in found.items()}
 
 
 def inference_metrics(
@@ -112,18 +107,19 @@ def inference_metrics(
 ) -> dict[str, MetricValue]:
     """Return every metric that the journals have the data for."""
     values: dict[str, MetricValue] = {}
+    complete, span = served.complete, served.span
     if trial.scenario == "concurrency":
-        best = [point for point in points if "output_tokens_per_second" in point.metrics]
+        name = "output_tokens_per_second"
+        best = [point.metrics[name] for point in points if name in point.metrics]
         if best:
-            name = "output_tokens_per_second"
-            values[name] = max((point.metrics[name] for point in best), key=lambda value: value.value)
-    elif served.complete and served.load is not None and served.load.seconds > 0:
-        values |= query_metrics(served.complete, served.load.seconds, _load(trial))
+            values[name] = max(best, key=lambda value: value.value)
+    elif span is not None and served.load is not None:
+        values |= query_metrics(trial, complete, span)
         rate = number(served.load.settings.get("server_target_qps"))
         if rate is not None and served.load.valid:
             put(values, "server_rate", rate)
-    if served.queries:
-        put(values, "queries_failed", float(len(served.queries) - len(served.complete)), n=len(served.queries))
+    if len(served.queries):
+        put(values, "queries_failed", float(len(served.queries.failed)), n=len(served.queries))
     put_memory(values, ranks)
     if served.agreement is not None and served.agreement.tokens:
         right = served.agreement.tokens - served.agreement.wrong
@@ -133,43 +129,58 @@ def inference_metrics(
         put(values, "next_token_accuracy", accuracy[-1], n=int(number(ranks[0].last(Key.EVAL).get("count")) or 1))
     if (build := number(ranks[0].last(Key.BUILD).get("seconds"))) is not None:
         put(values, "build_time", build)
-    if served.span is not None:
-        tokens = sum(sum(query.tokens) for query in served.complete)
-        put_energy(values, ranks, served.span, telemetry, float(tokens))
+    if span is not None:
+        put_energy(values, ranks, span, telemetry, float(complete.tokens.sum()))
     put_telemetry_cost(values, telemetry)
     return values
 
 
-def query_metrics(queries: Sequence[Query], seconds: float, load: LoadSettings) -> dict[str, MetricValue]:
-    """Return the metrics of some queries that were answered within so many seconds."""
+def query_metrics(trial: Trial, queries: Queries, span: Span) -> dict[str, MetricValue]:
+    """Return the metrics of complete answers: rates of what came within the span, and percentiles over all of them."""
     values: dict[str, MetricValue] = {}
-    put(values, "output_tokens_per_second", sum(sum(query.tokens) for query in queries) / seconds, n=len(queries))
-    put(values, "queries_per_second", len(queries) / seconds, n=len(queries))
-    put(values, "goodput", within(queries, load) / seconds, n=len(queries))
-    for kind, series in times(queries).items():
+    seconds = (span.stop_ns - span.start_ns) / 1e9
+    if not seconds > 0:
+        return values
+    inside = queries.came <= span.stop_ns
+    rate, interval = _rate(queries.came[inside], queries.counts[inside].astype(np.float64), span)
+    load = load_settings(trial)
+    ended = queries.take(queries.ends <= span.stop_ns)
+    put(values, "output_tokens_per_second", rate, len(queries), interval)
+    put(values, "queries_per_second", len(ended) / seconds, n=len(queries))
+    put(values, "goodput", float(ended.within(load.ttft, load.tpot).sum()) / seconds, n=len(queries))
+    for kind, series in latencies(trial, queries).items():
         for level, how in _LEVELS.items():
             if len(series):
                 q = QUANTILES[how]
                 interval = quantile_interval(series, q)
-                put(values, _TIMES[kind].format(level), float(np.quantile(series, q)), len(series), interval)
+                put(values, f"{kind}_{level}", float(np.quantile(series, q)), len(series), interval)
     return values
+
+
+def _rate(came: Floats, counts: Floats, span: Span) -> tuple[float, tuple[float, float] | None]:
+    """Return tokens a second, and the interval of that from windows of the span, as far as these are independent."""
+    length = (span.stop_ns - span.start_ns) / 1e9
+    since = np.clip((came - span.start_ns) / 1e9, 0.0, length)
+    rates = np.histogram(since, WINDOWS, (0.0, length), weights=counts)[0] / (length / WINDOWS)
+    return float(counts.sum() / length), mean_interval(rates, independent(rates))
 
 
 def inference_points(trial: Trial, served: Served) -> list[Point]:
     """Return a point a number of clients, of the scenario `concurrency`."""
     if trial.scenario != "concurrency":
         return []
-    load, points = _load(trial), []
-    for clients in load.clients:
-        asked = [query for query in served.queries if query.clients == clients]
-        done = [query for query in asked if query.done is not None and not query.fault]
-        if not done:
-            why = asked[0].why if asked else "nothing was asked"
-            points.append(Point(at={"clients": clients}, provider=trial.engine, verdict="failed", why=why))
-            continue
-        seconds = max(q.issued / 1e9 + (q.done or 0) / 1e6 for q in done) - min(q.issued for q in asked) / 1e9
-        metrics = query_metrics(done, seconds, load)
-        points.append(Point(at={"clients": clients}, provider=trial.engine, verdict="valid", metrics=metrics))
+    points = []
+    for clients in load_settings(trial).clients:
+        at: At = {"clients": clients}
+        asked = served.queries.take(served.queries.clients == clients)
+        span = steady(asked)
+        if span is None or len(asked.failed):
+            lost = f"{len(asked.failed)} of {len(asked)} queries have no answer: {_kinds(asked.failed)}"
+            why = lost if len(asked) else "nothing was asked"
+            points.append(Point(at=at, provider=trial.engine, verdict="failed", why=why))
+        else:
+            metrics = query_metrics(trial, asked, span)
+            points.append(Point(at=at, provider=trial.engine, verdict="valid", metrics=metrics))
     return points
 
 
@@ -183,28 +194,33 @@ def inference_reasons(trial: Trial, served: Served) -> Iterator[Reason]:
             f"{told.worst:.2g} standard deviations of the logits below its best; {told.tolerance:g} are allowed.",
             "The engine computes something else: its weights, its positions, its cache, or its data type.",
         )
-    failed = [query for query in served.queries if query.fault]
-    if failed:
-        kinds = ", ".join(f"{name} {count}" for name, count in Counter(query.fault for query in failed).items())
+    failed, complete = served.queries.failed, served.complete
+    if len(failed):
+        why = next((f" The first: {why}." for why in failed.why if why), "")
         yield Reason(
             "queries_failed",
-            f"{len(failed)} of {len(served.queries)} queries have no answer: {kinds}. The first: {failed[0].why}.",
+            f"{len(failed)} of {len(served.queries)} queries have no answer: {_kinds(failed)}.{why}",
             "A rate over answered queries alone would make failing pay; mend what fails.",
         )
     if served.load is None:
         yield Reason("no_load", "The scenario didn't come to its end.", "See the other reasons.")
-    elif not served.complete:
+        return
+    if not len(complete):
         yield Reason("nothing_measured", "No query was answered.", "See the other reasons.")
-    else:
-        bursts = sum(map(bursty, served.complete))
-        if bursts > MOST_BURSTS * len(served.complete):
-            yield Reason(
-                "bursts",
-                f"{bursts} of {len(served.complete)} answers came in a burst, most tokens at once: when each token was "
-                "made isn't known.",
-                "Have the server send each token as it's made; one that is starved of CPU time sends them late.",
-            )
-    if served.load is not None and not served.load.valid and trial.scale == 1.0:
+    elif served.lost:
+        yield Reason(
+            "queries_missing",
+            f"The journal lacks {served.lost} of the queries that were asked.",
+            "It was damaged, or the disk was full; run the trial again.",
+        )
+    if (bursts := int(complete.bursty.sum())) > MOST_BURSTS * len(complete):
+        yield Reason(
+            "bursts",
+            f"{bursts} of {len(complete)} answers came in a burst, most tokens at once: when each token was made isn't "
+            "known.",
+            "Have the server send each token as it's made; one that is starved of CPU time sends them late.",
+        )
+    if not served.load.valid and trial.scale == 1.0:
         yield Reason("loadgen_invalid", f"LoadGen says INVALID: {'; '.join(served.load.reasons)}", "")
 
 
@@ -213,12 +229,28 @@ def inference_notes(trial: Trial, served: Served) -> Iterator[Reason]:
     if trial.scale != 1.0:
         said = "" if served.load is None or served.load.valid else f" LoadGen says: {'; '.join(served.load.reasons)}"
         yield Reason(
-            "scaled",
+            SCALED,
             f"A try-out: durations and counts were multiplied by {trial.scale:g}.{said}",
             "Leave --scale out for a result that others can rely on.",
         )
+    sizes = [len(served.complete)]
+    if trial.scenario == "concurrency":
+        sizes = np.unique(served.complete.clients, return_counts=True)[1].tolist()
+    if trial.scale == 1.0 and sizes and 0 < min(sizes) < LEAST_ANSWERS:
+        yield Reason(
+            "few_answers",
+            f"A 99th percentile is from {min(sizes)} answers: hardly more than the slowest of them.",
+            f"It takes at least {LEAST_ANSWERS}: a longer load.duration.",
+        )
 
 
-def _load(trial: Trial) -> LoadSettings:
-    known: Any = trial.settings.get("load")
-    return msgspec.convert(known, LoadSettings)
+def load_settings(trial: Trial) -> LoadSettings:
+    """Return what an inference trial's queries ask, and when; raise FlagPerfError if its plan doesn't say."""
+    try:
+        return msgspec.convert(trial.settings.get("load"), LoadSettings)
+    except msgspec.ValidationError as error:
+        raise FlagPerfError(f"The load of trial {trial.id} can't be read: {error}.", "Its plan is damaged.") from None
+
+
+def _kinds(failed: Queries) -> str:
+    return ", ".join(f"{name or 'cut off'} {count}" for name, count in Counter(failed.fault).items())

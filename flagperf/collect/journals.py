@@ -15,8 +15,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from flagperf.collect.queries import NONE, Queries, QueryColumns
 from flagperf.journal import Reader
 from flagperf.schema.event import Event, Key, Step
+from flagperf.schema.inference import Query
 from flagperf.schema.trial import Outcome
 
 Floats = npt.NDArray[np.float64]
@@ -77,6 +79,7 @@ class RankJournal:
     steps: Steps
     events: dict[str, list[Event]] = field(default_factory=dict)
     """All others, by key."""
+    queries: Queries = NONE
     flaws: Counter[str] = field(default_factory=Counter)
     """Lines that couldn't be used, by kind."""
 
@@ -187,18 +190,27 @@ class _StepLine(msgspec.Struct, frozen=True, gc=False):
     metadata: _Stamp = _Stamp()
 
 
-_STEP_MARK = b'"key":"step"'
+class _QueryLine(msgspec.Struct, frozen=True, gc=False):
+    """An event that is a query, likewise."""
+
+    key: Literal["query"]
+    value: Query
+
+
+_STEP_MARK, _QUERY_MARK = b'"key":"step"', b'"key":"query"'
 
 
 def _decoder() -> Any:
-    step, event = msgspec.json.Decoder(_StepLine).decode, msgspec.json.Decoder(Event).decode
+    step, query = msgspec.json.Decoder(_StepLine).decode, msgspec.json.Decoder(_QueryLine).decode
+    event = msgspec.json.Decoder(Event).decode
 
-    def decode(line: bytes) -> _StepLine | Event:
-        if _STEP_MARK in line:
+    def decode(line: bytes) -> _StepLine | _QueryLine | Event:
+        known = step if _STEP_MARK in line else query if _QUERY_MARK in line else None
+        if known is not None:
             try:
-                return step(line)
+                return known(line)
             except msgspec.ValidationError:
-                pass  # readable, but no step as we know it: kept as an event, and then counted as malformed
+                pass  # readable, but not as we know it: kept as an event, and then counted as malformed
         return event(line)
 
     return decode
@@ -247,7 +259,7 @@ def _arrays(steps: Sequence[Step], ns: Sequence[int]) -> dict[str, npt.NDArray[A
 
 def read_rank(path: Path, rank: int) -> RankJournal:
     """Read a rank's journal; a missing one gives a record with `present` false."""
-    columns = _StepColumns()
+    columns, answers = _StepColumns(), QueryColumns()
     events: dict[str, list[Event]] = {}
     reader = Reader(path)
     malformed = 0
@@ -255,9 +267,16 @@ def read_rank(path: Path, rank: int) -> RankJournal:
         for event in reader.decoded(_decoder()):
             if isinstance(event, _StepLine):
                 columns.add(event.value, event.metadata.ns)
+            elif isinstance(event, _QueryLine):
+                answers.add(event.value)
             elif event.key == Key.STEP:
                 try:
                     columns.add(msgspec.convert(event.value, Step), _ns(event))
+                except msgspec.ValidationError:
+                    malformed += 1
+            elif event.key == Key.QUERY:
+                try:
+                    answers.add(msgspec.convert(event.value, Query))
                 except msgspec.ValidationError:
                     malformed += 1
             else:
@@ -265,11 +284,11 @@ def read_rank(path: Path, rank: int) -> RankJournal:
         present = True
     except FileNotFoundError:
         present = False
-    steps = columns.steps()
+    steps, queries = columns.steps(), answers.queries()
     flaws = Counter(flaw.kind for flaw in reader.flaws)
-    if malformed + columns.malformed:
-        flaws["malformed"] = malformed + columns.malformed
-    return RankJournal(rank=rank, present=present, steps=steps, events=events, flaws=flaws)
+    if malformed := malformed + columns.malformed + answers.malformed:
+        flaws["malformed"] = malformed
+    return RankJournal(rank=rank, present=present, steps=steps, events=events, queries=queries, flaws=flaws)
 
 
 def read_telemetry(path: Path) -> Telemetry:

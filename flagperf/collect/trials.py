@@ -39,6 +39,8 @@ class TrialRecord:
     result: Result
     ranks: list[RankJournal]
     telemetry: Telemetry
+    served: Served | None = None
+    """Of an inference trial."""
 
 
 def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | None = None) -> TrialRecord:
@@ -96,7 +98,7 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
             "environment": _environment(trial, harness.environments.get(trial.id, {})),
         },
     )
-    return TrialRecord(trial=trial, result=result, ranks=ranks, telemetry=telemetry)
+    return TrialRecord(trial=trial, result=result, ranks=ranks, telemetry=telemetry, served=served)
 
 
 def _as_launched(path: Path, planned: Trial) -> Trial:
@@ -137,7 +139,9 @@ def settings_digest(trial: Trial) -> str:
     """Return a digest of what a trial's settings make of its case: results with different ones aren't comparable."""
     protocol = trial.protocol
     size = (protocol.warmup, protocol.steps, protocol.global_batch, protocol.validation)
-    return hashlib.sha256(msgspec.json.encode((trial.settings, size), order="deterministic")).hexdigest()[:16]
+    shortened = () if trial.scale == 1.0 else (trial.scale,)
+    told = (trial.settings, size, *shortened)
+    return hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()[:16]
 
 
 def fingerprint(ranks: Sequence[RankJournal]) -> str | None:

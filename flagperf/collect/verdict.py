@@ -94,7 +94,7 @@ _SIGNALS = {
 }
 _CONSEQUENCES = [
     *("rank_failed", "peer_lost", "terminated", "failed", "no_journal", "unfinished", "steps_missing", "steps_differ"),
-    *("points_missing", "nothing_measured", "no_load"),
+    *("points_missing", "nothing_measured", "no_load", "queries_missing"),
 ]
 """Reasons that mostly follow from another one, which is then told first; in the order they are told."""
 

@@ -45,6 +45,8 @@ class Key:
     SAMPLES = "samples"  # see flagperf.schema.sweep.Samples
     AGREEMENT = "agreement"  # see flagperf.schema.inference.Agreement
     QUERY = "query"  # see flagperf.schema.inference.Query
+    LOAD_START = "load_start"  # see flagperf.schema.inference.LoadStart
+    PROBE = "probe"  # see flagperf.schema.inference.Probe
     LOAD = "load"  # see flagperf.schema.inference.Load
     SERVED = "served"  # {facts}: how an inference engine served what it was asked
     ROOFS = "roofs"  # see flagperf.schema.sweep.Roofs

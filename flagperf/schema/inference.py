@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,6 +12,28 @@ Scenario = Literal["", "singlestream", "multistream", "server", "offline", "conc
 again as soon as it has its answer, at several numbers of clients one after the other. Empty where a case has none."""
 
 SCENARIOS: tuple[Scenario, ...] = ("singlestream", "multistream", "server", "offline", "concurrency")
+
+TOLD: dict[Scenario, tuple[str, ...]] = {
+    "singlestream": (
+        *("latency_p90", "latency_p50", "latency_p99", "ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90"),
+        *("tpot_p99", "itl_p99", "output_tokens_per_second", "queries_per_second"),
+    ),
+    "multistream": (
+        *("latency_p99", "latency_p50", "latency_p90", "ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90"),
+        *("tpot_p99", "itl_p99", "output_tokens_per_second", "queries_per_second"),
+    ),
+    "server": (
+        *("server_rate", "goodput", "ttft_p99", "ttft_p50", "ttft_p90", "tpot_p99", "tpot_p50", "tpot_p90", "itl_p99"),
+        *("latency_p50", "latency_p90", "latency_p99", "output_tokens_per_second", "queries_per_second"),
+    ),
+    "offline": ("output_tokens_per_second", "queries_per_second", "tpot_p50", "tpot_p90", "tpot_p99"),
+    "concurrency": (
+        *("output_tokens_per_second", "goodput", "ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99", "itl_p99"),
+        *("latency_p50", "latency_p99", "queries_per_second"),
+    ),
+}
+"""Metrics of queries that say something of a scenario, the one that it is judged by first. Offline's first tokens, say,
+wait for all that was asked before them: their times tell how much was asked at once."""
 
 Task = Literal["generate", "classify"]
 """`generate`: tokens after a prompt, one by one. `classify`: one forward pass an input, of fixed size."""
@@ -64,6 +87,21 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Seconds without a token after which a query counts as stalled."""
 
 
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that is asked by URL: what a case takes that can be measured with the engine `endpoint`."""
+
+    url: str = ""
+    """Of an OpenAI-compatible server: http://host:port/v1"""
+    served: str = ""
+    """What the server calls the model; empty takes the only one it has."""
+    same_weights: bool = False
+    """Whether it has the case's own weights: only then can its answers be checked."""
+    chat: bool = False
+    """Whether prompts are sent as a user's message in a chat; else as token ids, or as text where it takes no ids."""
+    key: str = ""
+    """Name of the environment variable that has the key to it, where it wants one."""
+
+
 class Query(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One query and its answer, as the harness saw them. A line of the journal; nothing is left out or averaged."""
 
@@ -88,6 +126,42 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the scenario `concurrency`: at how many clients."""
 
 
+Rule = Literal["latency", "duration", "queries", "early_stopping"]
+"""LoadGen's rules. `latency`: Server's bounds at the 99th percentile. `duration`, `queries`: so long and so many at
+least. `early_stopping`: enough queries to be 99 % sure of the percentile."""
+
+
+class LoadStart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is going to be asked: both `seconds` and `queries` at least."""
+
+    scenario: Scenario
+    seconds: float
+    queries: int
+    rate: float | None = None
+    """Queries a second, of Server."""
+    clients: int | None = None
+    probe: bool = False
+    """Whether it's only to find out what rate can be held."""
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate of the Server scenario that was tried on the way to the highest that keeps the bounds."""
+
+    rate: float
+    """Queries a second."""
+    first: int
+    """Number of its first query …"""
+    count: int
+    """… and how many it had: they are no part of the result."""
+    seconds: float
+    ttft: float
+    """Seconds at the 99th percentile, by LoadGen, which counts from when a query was due; `tpot` likewise."""
+    tpot: float
+    failed: int
+    held: bool
+    """Whether all were answered within the bounds at that percentile."""
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a load generator says of a whole scenario."""
 
@@ -100,6 +174,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """By LoadGen's own rules; what isn't LoadGen's is valid as it is."""
     reasons: list[str] = []
     """Why not, in LoadGen's words."""
+    broken: list[Rule] = []
+    """Which of its rules."""
+    wanting: int = 0
+    """How many queries more early stopping would have wanted."""
     figures: dict[str, float] = {}
     """LoadGen's own results, by its names: a cross-check."""
 
@@ -125,3 +203,10 @@ class HeldByInference(msgspec.Struct, frozen=True, kw_only=True):
     weights: int | None = None
     cache: int | None = None
     """Keys and values, room for them included."""
+
+
+def told(scenario: Scenario, metrics: Sequence[str]) -> list[str]:
+    """Return those of a case's metrics that say something of a scenario, the one that it is judged by first."""
+    of_queries = {name for names in TOLD.values() for name in names}
+    first = [name for name in TOLD.get(scenario, ()) if name in metrics]
+    return [*first, *(name for name in metrics if name not in of_queries)] if first else list(metrics)

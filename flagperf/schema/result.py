@@ -19,6 +19,8 @@ ComparisonVerdict = Literal["better", "worse", "equivalent", "cannot tell"]
 
 SIMULATED = "simulated"
 """Code of the note on a result whose devices don't exist."""
+SCALED = "scaled"
+"""Code of the note on a result of shortened scenarios."""
 LINK_SHAPED = "link_shaped"
 """Code of the note on a result whose ranks had links of a chosen bandwidth and delay."""
 
