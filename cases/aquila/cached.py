@@ -46,6 +46,8 @@ class CachedAquila(nn.Module):
     def forward(self, tokens: Tensor, past: Tensor, count: Tensor, *cache: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the logits after each row's last token; see the class."""
         batch, width = tokens.shape
+        kv_heads = self.config.kv_heads
+        group = self.config.heads // kv_heads
         places = torch.arange(width, device=tokens.device)
         positions = past.unsqueeze(1) + places  # padding has some, too, where nobody looks
         turn = positions.clamp(max=self.config.seq_len - 1)
@@ -56,6 +58,9 @@ class CachedAquila(nn.Module):
             mask = torch.cat([known.unsqueeze(1).expand(-1, width, -1), causal.expand(batch, -1, -1)], 2)
         else:
             mask = torch.arange(cache[0].shape[1], device=tokens.device) <= positions.unsqueeze(2)
+        mask = mask.unsqueeze(1)
+        if group > 1:  # query heads that share a KV head become one of `group` times as many queries
+            mask = mask.repeat(1, 1, group, 1)
         rows = torch.arange(batch, device=tokens.device).unsqueeze(1)
         x = self.embed(tokens)
         made: list[Tensor] = []
@@ -69,14 +74,10 @@ class CachedAquila(nn.Module):
             else:
                 keys[rows, turn] = k
                 values[rows, turn] = v
-            mixed = F.scaled_dot_product_attention(
-                q.transpose(1, 2),
-                keys.transpose(1, 2),
-                values.transpose(1, 2),
-                attn_mask=mask.unsqueeze(1),
-                enable_gqa=self.config.kv_heads != self.config.heads,
-            )
-            x = x + block.attention.out(mixed.transpose(1, 2).flatten(2))
+            q = q.view(batch, width, kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
+            mixed = F.scaled_dot_product_attention(q, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask)
+            mixed = mixed.view(batch, kv_heads, group, width, -1).permute(0, 3, 1, 2, 4)
+            x = x + block.attention.out(mixed.flatten(2))
             gate, up = block.ffn.gate_up(_normed(block.ffn_norm, x)).chunk(2, dim=-1)
             x = x + block.ffn.down(F.silu(gate) * up)
         last = x[rows.squeeze(1), count - 1]

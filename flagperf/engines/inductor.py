@@ -1,0 +1,38 @@
+"""Engine `inductor`: the project's own model, compiled by torch.compile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from flagperf import paths
+from flagperf.inference.engine import Function, ModuleEngine
+
+
+class Inductor(ModuleEngine):
+    """Sizes that change are marked, so that a graph serves every number of rows, of tokens and of positions but one.
+
+    torch makes graphs of their own for one row and for one token; all are made before the first query.
+    """
+
+    functional = False
+
+    def compile(
+        self, module: torch.nn.Module, examples: tuple[torch.Tensor, ...], dynamic: Mapping[int, Sequence[int]]
+    ) -> Function:
+        """Return the module, compiled when it's first called; generated code is kept in FlagPerf's cache."""
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache() / "inductor"))
+        compiled = torch.compile(module, fullgraph=True, dynamic=False)
+        torch._dynamo.config.recompile_limit = max(16, torch._dynamo.config.recompile_limit)
+
+        def run(*arguments: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+            for place, dimensions in dynamic.items():
+                for dimension in dimensions:
+                    if arguments[place].shape[dimension] > 1:
+                        torch._dynamo.mark_dynamic(arguments[place], dimension)
+            made: torch.Tensor | tuple[torch.Tensor, ...] = compiled(*arguments)
+            return made
+
+        return run
