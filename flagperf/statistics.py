@@ -263,7 +263,7 @@ def _unanswerable(c: Floats, b: Floats) -> RatioEstimate | None:
         return cannot(None, "a ratio needs values above zero")
     ratio = float(np.median(c) / np.median(b))
     if n == 1:
-        return cannot(ratio, "one trial has no spread", 2)
+        return cannot(ratio, "one trial has no spread, --trials 3 measures three", 2)
     return None
 
 

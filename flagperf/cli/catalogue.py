@@ -11,7 +11,7 @@ from flagperf.cli import common
 
 if TYPE_CHECKING:
     from flagperf.registry import Registries
-    from flagperf.schema.manifest import CaseManifest
+    from flagperf.schema.manifest import CaseManifest, EngineManifest
 
 
 class What(StrEnum):
@@ -63,7 +63,12 @@ def _rows(what: What) -> list[dict[str, Any]]:
         ]
     if what is What.cases:
         return [
-            {"name": case.name, "kind": case.kind, "presets": ", ".join(case.presets), "summary": case.summary}
+            {
+                "name": case.name,
+                "kind": case.kind,
+                "presets": ", ".join(case.presets),
+                "summary": case.summary + (f". Scenarios: {', '.join(case.scenarios)}" if case.scenarios else ""),
+            }
             for case in registries.cases.all()
         ] + _broken(registries.cases.broken, ("name", "kind", "presets", "summary"))
     if what is What.contests:
@@ -91,11 +96,18 @@ def _rows(what: What) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": manifest.name,
+                **({"runs": _runs(manifest)} if what is What.engines else {}),
                 "available": "yes" if state.available else f"no: {state.reason}; {state.remedy}",
                 "summary": manifest.summary,
             }
         )
-    return rows + _broken(registry.broken, ("name", "available", "summary"))
+    columns = ("name", "runs", "available", "summary") if what is What.engines else ("name", "available", "summary")
+    return rows + _broken(registry.broken, columns)
+
+
+def _runs(engine: EngineManifest) -> str:
+    """Return the kind of cases that an engine runs, and what it can do of them."""
+    return engine.kind + (f": {', '.join(engine.tasks)}" if engine.tasks else "")
 
 
 def _without_members(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -136,6 +148,9 @@ def show(
         return
     out = common.out()
     out.print(f"[bold]{manifest.name}[/]  {manifest.title}\n{manifest.summary}\n", soft_wrap=True)
+    if manifest.scenarios:
+        usual = f"{', '.join(manifest.scenario)} unless --scenario says"
+        out.print(f"[bold]Scenarios[/]\n  {', '.join(manifest.scenarios)}; {usual}\n", soft_wrap=True)
     out.print("[bold]Protocol[/]")
     for key in manifest.protocol.__struct_fields__:
         out.print(f"  {key}: {getattr(manifest.protocol, key)}", soft_wrap=True)
@@ -149,6 +164,8 @@ def show(
         out.print(f"  {name}: {preset['summary']}", soft_wrap=True)
     if manifest.kind == "training":
         _print_sizes(presets)
+    elif manifest.kind == "inference":
+        _print_engines(registries, manifest)
     else:
         _print_sweep(manifest, presets)
     out.print(f"\n[bold]Metrics[/]\n  {', '.join(manifest.metrics)}", soft_wrap=True)
@@ -172,6 +189,26 @@ def _print_sizes(presets: dict[str, Any]) -> None:
     out.print()
     out.print(table)
     out.print("Memory by formula, one rank that shards nothing; FLOPs a token of training, recomputation not counted.")
+
+
+def _print_engines(registries: Registries, manifest: CaseManifest) -> None:
+    """Print who can run an inference case."""
+    from rich.table import Table
+
+    from flagperf.registry import availability
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("engine", "what it is", "available"):
+        table.add_column(column, overflow="fold")
+    for engine in registries.engines.all():
+        if engine.kind == manifest.kind and manifest.task in engine.tasks:
+            state = availability(engine)
+            table.add_row(
+                engine.name, engine.title, "yes" if state.available else f"no: {state.reason}; {state.remedy}"
+            )
+    out = common.out()
+    out.print()
+    out.print(table)
 
 
 def _print_sweep(manifest: CaseManifest, presets: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ def compare(
     """
     from flagperf.collect import compare as comparing
     from flagperf.collect import points
+    from flagperf.collect.clients import compare_clients
     from flagperf.collect.contest import answers
     from flagperf.collect.runs import find_runs, read_run
     from flagperf.collect.store import Store
@@ -50,16 +51,17 @@ def compare(
         comparisons = answers(run, everything, run.contest, curves, metric)
     elif reference is None:
         comparisons = points.compare_providers(results, baseline)
-        trained = [result for result in everything if not result.points]
-        if trained and not (baseline and comparisons):
-            comparisons += comparing.compare(trained, baseline or run.baseline, metric, curves=curves)
+        whole = [result for result in everything if not result.swept]
+        if whole and not (baseline and comparisons):
+            comparisons += comparing.compare(whole, baseline or run.baseline, metric, curves=curves)
+            comparisons += compare_clients(whole, baseline or run.baseline, metric)
     else:
         for folder in folders:
             if folder != reference:
                 found = points.compare_sweeps(results[folder], results[reference], metric)
-                trained = [result for result in results[folder] if not result.points]
-                if trained or not found:
-                    found += comparing.compare_runs(trained, results[reference], metric, curves=curves)
+                whole = [result for result in results[folder] if not result.swept]
+                if whole or not found:
+                    found = comparing.compare_runs(whole, results[reference], metric, curves=curves) + found
                 comparisons += found
     if json:
         common.print_json({"comparisons": comparisons})
@@ -89,7 +91,8 @@ def _show(comparisons: list[Comparison]) -> None:
 
     if not comparisons:
         common.out().print("There is only the baseline; nothing to compare it with.")
-    for (case, preset), rows in groupby(comparisons, key=lambda row: (row.case, row.preset)):
+    ordered = sorted(comparisons, key=lambda row: (row.case, row.preset))
+    for (case, preset), rows in groupby(ordered, key=lambda row: (row.case, row.preset)):
         common.out().print(f"{case} {preset}", markup=False)
         told = list(rows)
         tables.print_comparisons(told)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from flagperf.cli import common
 from flagperf.cli.rows import Row, value
-from flagperf.cli.tables import COLOURS, number
+from flagperf.cli.tables import COLOURS, arrow, number, scale
 from flagperf.collect.points import SPEED, Cell, Sweep, by_reason, sweeps
 from flagperf.collect.sweeps import shown
 from flagperf.metrics import metric
@@ -28,13 +28,6 @@ MOST_REASONS = 3
 """Reasons of a provider and verdict that are told under a table; each point has its own."""
 MOST_METRICS = 4
 """Metrics of a table about one provider."""
-_SMALLER = {
-    "GB/s": [(1.0, "GB/s"), (1e-3, "MB/s"), (1e-6, "kB/s")],
-    "ratio": [(0.01, "%")],
-    "TFLOP/s": [(1.0, "TFLOP/s"), (1e-3, "GFLOP/s"), (1e-6, "MFLOP/s")],
-    "s": [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")],
-}
-"""Units in which a table's numbers are easier to read, by that of the metric."""
 
 
 def print_sweeps(results: Sequence[Result], run: str = "") -> None:
@@ -43,8 +36,11 @@ def print_sweeps(results: Sequence[Result], run: str = "") -> None:
         declared = metric(sweep.leading)
         title = f"{escape(sweep.first.case)} {escape(sweep.first.preset)}  [dim]{escape(shown(sweep.fixed))}[/]"
         factor, unit = _scale(sweep, sweep.leading)
+        if sweep.first.scenario:
+            _print_clients(sweep)
+            continue
         alone = len(sweep.providers) == 1 and len(sweep.points) <= MOST
-        what = escape(sweep.baseline) if alone else f"{escape(declared.title)}, {escape(unit)}{_arrow(sweep.leading)}"
+        what = escape(sweep.baseline) if alone else f"{escape(declared.title)}, {escape(unit)}{arrow(sweep.leading)}"
         table = Table(title=f"{title}\n{what}", title_justify="left")
         if alone:
             _metrics(sweep, table)
@@ -58,17 +54,34 @@ def print_sweeps(results: Sequence[Result], run: str = "") -> None:
             common.out().print(f"  All {len(sweep.points)} points: flagperf results{where} --points", soft_wrap=True)
 
 
-def _arrow(name: str) -> str:
-    return {"higher": " ↑", "lower": " ↓", "none": ""}[metric(name).direction]
+def _print_clients(sweep: Sweep) -> None:
+    """Print a row a number of clients and engine: what they had, and how long they waited for it."""
+    names = [
+        name for name in sweep.first.facts.get("metrics") or [] if any(c.value(name) for c in sweep.cells.values())
+    ]
+    scales = {name: _scale(sweep, name) for name in names[:MOST_METRICS]}
+    first = sweep.first
+    table = Table(title=f"{escape(first.scenario.capitalize())}: by number of clients", title_justify="left")
+    for axis in ["clients", *(["engine"] if sweep.providers[1:] else [])]:
+        table.add_column(axis, justify="right" if axis == "clients" else "left", no_wrap=True)
+    for name, (_, unit) in scales.items():
+        table.add_column(f"{escape(metric(name).title)}\n[dim]{escape(unit)}{arrow(name)}[/]", justify="right")
+    for point, at in sweep.points.items():
+        for place, engine in enumerate(sweep.providers):
+            cell = sweep.cells.get((engine, point))
+            cells = [_cell(cell, name, scales[name][0], speed=name == sweep.leading) for name in scales]
+            if cell is None or not cell.valid:
+                cells[1:] = ["–"] * (len(cells) - 1)
+            label = "" if place else str(at["clients"])
+            table.add_row(label, *([escape(engine)] if sweep.providers[1:] else []), *cells)
+    common.out().print(table)
+    for line in _told(sweep):
+        common.out().print(f"  {line}", soft_wrap=True)
 
 
 def _scale(sweep: Sweep, name: str) -> tuple[float, str]:
     """Return the unit for a sweep's values of a metric: divide by the factor."""
-    unit = metric(name).unit
-    values = sorted(found for cell in sweep.cells.values() if (found := cell.value(name)))
-    middle = values[len(values) // 2] if values else 1.0
-    steps = _SMALLER.get(unit, [(1.0, unit)])
-    return next((step for step in steps if middle >= step[0]), steps[-1])
+    return scale(metric(name).unit, (found for cell in sweep.cells.values() if (found := cell.value(name))))
 
 
 def _metrics(sweep: Sweep, table: Table) -> None:
@@ -80,7 +93,7 @@ def _metrics(sweep: Sweep, table: Table) -> None:
     scales = {name: _scale(sweep, name) for name in names}
     for name in names:
         table.add_column(
-            f"{escape(metric(name).title)}\n[dim]{escape(scales[name][1])}{_arrow(name)}[/]", justify="right"
+            f"{escape(metric(name).title)}\n[dim]{escape(scales[name][1])}{arrow(name)}[/]", justify="right"
         )
     for point, at in sweep.points.items():
         cell = sweep.cells.get((sweep.baseline, point))
@@ -114,7 +127,7 @@ def _label(label: object) -> str:
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
-def _cell(cell: Cell | None, name: str, factor: float, *, interval: bool = False) -> str:
+def _cell(cell: Cell | None, name: str, factor: float, *, interval: bool = False, speed: bool = True) -> str:
     """Return a metric's value, with its interval if asked for, and the speed against the baseline if there is one."""
     if cell is None:
         return "–"
@@ -125,7 +138,7 @@ def _cell(cell: Cell | None, name: str, factor: float, *, interval: bool = False
     text = "–" if found is None else number(found.value / factor)
     if interval and found is not None and found.low is not None and found.high is not None:
         text += f"  [dim]{number(found.low / factor)}…{number(found.high / factor)}[/]"
-    return f"{text}  {_speedup(cell.speedup)}" if cell.speedup is not None else text
+    return f"{text}  {_speedup(cell.speedup)}" if cell.speedup is not None and speed else text
 
 
 def _speedup(c: Comparison) -> str:
@@ -238,15 +251,17 @@ def _usual(rows: Sequence[Row]) -> list[str]:
 
 def print_compared(comparisons: Sequence[Comparison]) -> None:
     """Print points of sweeps against a baseline: a table a pair of providers, a row a point and metric."""
-    pairs: dict[tuple[str, str, str], list[Comparison]] = {}
+    pairs: dict[tuple[str, str, str, str], list[Comparison]] = {}
     for row in comparisons:
         if row.at is not None:
-            pairs.setdefault((row.case, row.candidate, row.baseline), []).append(row)
-    for (_, candidate, baseline), rows in pairs.items():
+            pairs.setdefault((row.case, row.scenario, row.candidate, row.baseline), []).append(row)
+    for (_, scenario, candidate, baseline), rows in pairs.items():
         speed = {row.metric for row in rows} == {SPEED}
         what = "speed" if speed else "ratio"
         table = Table(
-            title=f"{escape(candidate)} ÷ {escape(baseline)}, {what} with its 95 % interval", title_justify="left"
+            title=f"{escape(scenario.capitalize())}{': ' if scenario else ''}{escape(candidate)} ÷ {escape(baseline)}, "
+            f"{what} with its 95 % interval",
+            title_justify="left",
         )
         table.add_column("point", overflow="fold")
         if not speed:

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
     from flagperf.cli.rows import Row
     from flagperf.collect.store import Store
+    from flagperf.schema.inference import Scenario
     from flagperf.schema.metric import MetricValue
     from flagperf.schema.result import Result
 
 _SHOWN = ("tokens_per_second", "step_time", "mfu", "memory_peak_rss", "loss_final", "loss_validation")
 """Metrics of the table unless others are asked for."""
+_OF_SCENARIO = 4
+"""Metrics of queries that are shown of a scenario, the one that it is judged by first."""
 
 
 class Format(StrEnum):
@@ -42,8 +45,8 @@ def results(
         list[str] | None,
         typer.Option(
             metavar="CONDITION",
-            help="engine=ddp, ranks>=2, mfu>0.3, layout~zero; = != < > >= <= ~ (contains). Several must all hold. "
-            "provider=flash, or an axis as in seq>=512, chooses points.",
+            help="engine=ddp, scenario=offline, ranks>=2, mfu>0.3, layout~zero; = != < > >= <= ~ (contains). Several "
+            "must all hold. provider=flash, or an axis as in seq>=512, chooses points.",
         ),
     ] = None,
     sort: Annotated[
@@ -174,30 +177,43 @@ def _table(found: Sequence[Result], names: Sequence[str], console: Console) -> N
 
     The lines are laid out here: a rich table of 600 trials takes seconds, and folds cells so that no line can be found.
     """
-    from flagperf.metrics import metric as declared
-
     if not found:
         console.print("No results.")
         return
-    shown = list(names) or [name for name in _SHOWN if any(name in result.metrics for result in found)]
     several = len({result.run for result in found}) > 1
-    heads = [*(["run"] if several else []), "trial", "case", "preset", "engine", "layout", "dtype", "ranks", "verdict"]
-    units = [f"{name} {declared(name).unit}" for name in shown]
-    rows = [
-        [
-            *([result.run] if several else []),
-            *(result.id, result.case, result.preset, result.engine, result.layout, result.dtype, str(result.ranks)),
-            result.verdict,
-            *(figure(result.metrics.get(name)) for name in shown),
-        ]
-        for result in found
-    ]
     console.out("Value, number of samples, [95 % interval]", style="italic", highlight=False)
-    lines(heads, units, [(result.verdict == "valid", row) for result, row in zip(found, rows, strict=True)], console)
+    scenarios: dict[Scenario, list[Result]] = {}
+    for result in found:
+        scenarios.setdefault(result.scenario, []).append(result)
+    for scenario, some in scenarios.items():
+        _lines(scenario, some, names, several, console)
     _reasons(found, several, console)
     if swept := sum(bool(result.points) for result in found):
         what = "1 trial has" if swept == 1 else f"{swept} trials have"
         console.out(f"{what} points: --points shows them.", highlight=False)
+
+
+def _lines(scenario: Scenario, found: Sequence[Result], names: Sequence[str], several: bool, console: Console) -> None:
+    from flagperf.metrics import metric as declared
+    from flagperf.schema.inference import TOLD
+
+    told = {name: None for result in found for name in result.metrics}
+    usual = [*(name for name in TOLD[scenario] if name in told)][:_OF_SCENARIO] if scenario else []
+    shown = list(names) or [*usual, *(name for name in _SHOWN if name in told)]
+    own = ["scenario", "engine"] if scenario else ["engine", "layout"]
+    left = ["case", "preset", *own, "dtype", "ranks", "verdict"]
+    heads = [*(["run"] if several else []), "trial", *left]
+    units = [f"{name} {declared(name).unit}" for name in shown]
+    rows = [
+        [
+            *([result.run] if several else []),
+            result.id,
+            *(str(getattr(result, name)) for name in left),
+            *(figure(result.metrics.get(name)) for name in shown),
+        ]
+        for result in found
+    ]
+    lines(heads, units, [(result.verdict == "valid", row) for result, row in zip(found, rows, strict=True)], console)
 
 
 def lines(

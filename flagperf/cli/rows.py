@@ -15,8 +15,8 @@ from flagperf.schema.result import Result
 from flagperf.schema.sweep import Point
 
 COLUMNS = (
-    *("run", "id", "case", "preset", "vendor", "engine", "ranks", "layout", "dtype", "seed", "trial", "purpose"),
-    "verdict",
+    *("run", "id", "case", "preset", "scenario", "vendor", "engine", "ranks", "layout", "dtype", "seed", "trial"),
+    *("purpose", "verdict"),
 )
 """What results can be chosen and sorted by, besides metrics."""
 OF_POINTS = ("provider", "bound")

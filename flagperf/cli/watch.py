@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from flagperf.cli import common
+from flagperf.cli.tables import shown
 from flagperf.collect.verdict import causes
 from flagperf.schema.result import Result
 from flagperf.schema.trial import Trial
@@ -69,7 +70,7 @@ class Terminal:
         self._hide()
         if result.verdict == "valid":
             leading = next((name for name in trial.metrics if name in result.metrics), None)
-            value = f"{result.metrics[leading].value:,.4g} {result.metrics[leading].unit}" if leading else ""
+            value = shown(result.metrics[leading]) if leading else ""
             self.console.print(f"{escape(self.title)}  [green]valid[/]  {escape(value)}")
             return
         self.console.print(f"{escape(self.title)}  [bold red]invalid[/]")

@@ -169,8 +169,11 @@ class _Arms:
         if metrics:
             chosen = [metric(name) for name in metrics]
         else:
-            told = {name for arm in self.valid for result in arm for name in result.metrics}
-            chosen = [declared for name, declared in catalogue().items() if declared.compared and name in told]
+            told = dict.fromkeys(name for arm in self.valid for result in arm for name in result.metrics)
+            scenario = self.everything[1][0].scenario
+            order = [*(told if scenario else ()), *catalogue()]  # a scenario's results begin with what it is judged by
+            known = [metric(name) for name in dict.fromkeys(order) if name in told and name in catalogue()]
+            chosen = [declared for declared in known if declared.compared]
         return [self._metric(declared) for declared in chosen]
 
     def _metric(self, declared: Metric) -> Comparison:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from flagperf.collect import survey
+from flagperf.collect.clients import compare_clients
 from flagperf.collect.compare import Curves, compare, compare_arms
 from flagperf.collect.search import fastest, outcome
 from flagperf.collect.sweeps import compare_points
@@ -95,10 +96,10 @@ def compared(run: Run, results: Sequence[Result], curves: Curves | None = None) 
         return answers(run, results, run.contest, curves)
     if run.survey is not None:
         return survey.answers(run, results, curves)
-    swept = compare_points(results)
-    several = len({(result.engine, result.layout) for result in results if not result.points}) > 1
-    training = [result for result in results if not result.points]
-    return [*(compare(training, run.baseline, curves=curves) if several else []), *swept]
+    whole = [result for result in results if not result.swept]
+    several = len({(result.engine, result.layout) for result in whole}) > 1
+    found = compare(whole, run.baseline, curves=curves) if several else []
+    return [*found, *compare_clients(whole, run.baseline), *compare_points(results)]
 
 
 def claims(contest: Contest, comparisons: Sequence[Comparison]) -> list[ClaimShown]:

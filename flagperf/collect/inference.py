@@ -162,7 +162,8 @@ def _rate(came: Floats, counts: Floats, span: Span) -> tuple[float, tuple[float,
     length = (span.stop_ns - span.start_ns) / 1e9
     since = np.clip((came - span.start_ns) / 1e9, 0.0, length)
     rates = np.histogram(since, WINDOWS, (0.0, length), weights=counts)[0] / (length / WINDOWS)
-    return float(counts.sum() / length), mean_interval(rates, independent(rates))
+    interval = mean_interval(rates, independent(rates))
+    return float(counts.sum() / length), (max(0.0, interval[0]), interval[1]) if interval else None
 
 
 def inference_points(trial: Trial, served: Served) -> list[Point]:

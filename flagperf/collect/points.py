@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from flagperf.collect.clients import THROUGHPUT, compare_clients
 from flagperf.collect.compare import environments
 from flagperf.collect.journals import read_rank
 from flagperf.collect.runs import read_run
@@ -23,6 +24,7 @@ from flagperf.statistics import compare_groups, trial_interval
 
 SPEED = "kernel_speed"
 """The metric under which a provider stands against the baseline."""
+_OF_TRIAL = ("run", "id", "case", "preset", "scenario", "vendor", "ranks", "trial")
 _SEVERITY: tuple[PointVerdict, ...] = ("valid", "unsupported", "too big", "failed", "wrong")
 """What one trial says of a point counts for all, the worst of them."""
 
@@ -92,18 +94,21 @@ class Sweep:
 
 
 def sweeps(results: Iterable[Result]) -> list[Sweep]:
-    """Return the sweeps that these results are trials of, each run's apart."""
+    """Return the sweeps that these results are trials of, each run's apart.
+
+    Trials of engines under numbers of clients are one sweep, in which the engines are what sweeps call providers.
+    """
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         if result.points:
-            key = (result.run, *_alike(result), result.engine)
+            key = (result.run, *_alike(result), "" if result.scenario else result.engine)
             groups.setdefault(key, []).append(result)
     return [sweep_of(group) for group in groups.values()]
 
 
 def _alike(result: Result) -> tuple[Any, ...]:
     settings = result.facts.get("settings_digest")
-    return (result.case, result.preset, result.vendor, result.ranks, settings)
+    return (result.case, result.preset, result.scenario, result.dtype, result.vendor, result.ranks, settings)
 
 
 def sweep_of(results: Sequence[Result]) -> Sweep:
@@ -114,7 +119,8 @@ def sweep_of(results: Sequence[Result]) -> Sweep:
         name = shown(point.at)
         points.setdefault(name, point.at)
         found.setdefault((point.provider, name), []).append(point)
-    speeds = {(c.candidate, shown(c.at)): c for c in compare_points(results) if c.at is not None}
+    told = compare_clients(results, metrics=(THROUGHPUT,)) if results[0].scenario else compare_points(results)
+    speeds = {(c.candidate, shown(c.at)): c for c in told if c.at is not None}
     axes: dict[str, list[Label]] = {}
     for at in points.values():
         for axis, value in at.items():
@@ -171,7 +177,7 @@ def point_rows(result: Result) -> list[dict[str, Any]]:
     rows = []
     for point in result.points:
         head = {
-            **{name: getattr(result, name) for name in ("run", "id", "case", "preset", "vendor", "ranks", "trial")},
+            **{name: getattr(result, name) for name in _OF_TRIAL},
             "point": msgspec.json.encode(point.at).decode(),
             **{name: getattr(point, name) for name in ("provider", "verdict", "why", "bound")},
         }
@@ -203,7 +209,7 @@ def compare_providers(runs: Mapping[Path, Sequence[Result]], baseline: str | Non
     if baseline is None:
         return compare_points(everything)
     found = [result for folder, results in runs.items() for result in _turned(folder, results, baseline)]
-    if not found and everything and all(result.points for result in everything):
+    if not found and everything and all(result.swept for result in everything):
         named = {name for result in everything for name in result.engine.split("+")}
         raise UnknownName("provider of these results", baseline, named)
     return compare_points(found)
@@ -277,6 +283,7 @@ def _points_of_both(
                 verdict=estimate.verdict,
                 case=theirs[0].case,
                 preset=theirs[0].preset,
+                scenario=theirs[0].scenario,
                 pairs=estimate.pairs,
                 more_trials=estimate.more_trials,
                 at=first.points[point],

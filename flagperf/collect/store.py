@@ -37,13 +37,13 @@ def _columns(text: str) -> dict[str, str]:
 
 _TRIAL = _columns("run VARCHAR, id VARCHAR")
 _RESULT = _TRIAL | _columns(
-    "case VARCHAR, preset VARCHAR, vendor VARCHAR, engine VARCHAR, ranks BIGINT, layout VARCHAR, dtype VARCHAR, "
-    "seed BIGINT, trial BIGINT, purpose VARCHAR, verdict VARCHAR"
+    "case VARCHAR, preset VARCHAR, scenario VARCHAR, vendor VARCHAR, engine VARCHAR, ranks BIGINT, layout VARCHAR, "
+    "dtype VARCHAR, seed BIGINT, trial BIGINT, purpose VARCHAR, verdict VARCHAR"
 )
 _MEASURED = _columns("metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT, unit VARCHAR, direction VARCHAR")
 _POINT = _columns(
-    "case VARCHAR, preset VARCHAR, vendor VARCHAR, ranks BIGINT, trial BIGINT, point VARCHAR, provider VARCHAR, "
-    "verdict VARCHAR, why VARCHAR, bound VARCHAR"
+    "case VARCHAR, preset VARCHAR, scenario VARCHAR, vendor VARCHAR, ranks BIGINT, trial BIGINT, point VARCHAR, "
+    "provider VARCHAR, verdict VARCHAR, why VARCHAR, bound VARCHAR"
 )
 _STEP = _columns(
     "step BIGINT, measured BOOLEAN, seconds DOUBLE, data_seconds DOUBLE, tokens BIGINT, loss DOUBLE, "

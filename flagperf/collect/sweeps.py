@@ -112,7 +112,7 @@ def compare_points(results: Sequence[Result]) -> list[Comparison]:
     """Compare each provider's time with the baseline's at every point: by rounds in one trial, by trials in several."""
     groups: dict[tuple[object, ...], list[Result]] = {}
     for result in results:
-        if result.points:
+        if result.points and not result.scenario:
             settings = result.facts.get("settings_digest")
             key = (result.run, result.case, result.preset, result.vendor, result.engine, result.ranks, settings)
             groups.setdefault(key, []).append(result)

@@ -26,8 +26,8 @@ from flagperf.collect.resources import Span
 from flagperf.collect.sweeps import sweep_metrics, sweep_points
 from flagperf.collect.training import peak_flops, profiled, training_metrics, window
 from flagperf.schema.event import Key
-from flagperf.schema.result import Result
-from flagperf.schema.sweep import Point
+from flagperf.schema.result import Reason, Result
+from flagperf.schema.sweep import Point, PointVerdict
 from flagperf.schema.trial import Run, Trial
 
 
@@ -86,7 +86,7 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
         metrics={name: metrics[name] for name in trial.metrics or metrics if name in metrics},
         run=run.id,
         id=trial.id,
-        points=points,
+        points=_counted(trial, points, reasons),
         notes=verdict.notes(trial, harness, ranks, steps, span, telemetry, points, served),
         facts={
             **_facts(trial, ranks),
@@ -99,6 +99,18 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
         },
     )
     return TrialRecord(trial=trial, result=result, ranks=ranks, telemetry=telemetry, served=served)
+
+
+def _counted(trial: Trial, points: list[Point], reasons: Sequence[Reason]) -> list[Point]:
+    """Return the points; where those of an engine's trial rest on what is wrong with it as a whole, none counts."""
+    if not trial.scenario or not reasons:
+        return points
+    verdict: PointVerdict = "wrong" if any(reason.code == "tokens_differ" for reason in reasons) else "failed"
+    why = reasons[0].message
+    return [
+        msgspec.structs.replace(point, verdict=verdict, why=why) if point.verdict == "valid" else point
+        for point in points
+    ]
 
 
 def _as_launched(path: Path, planned: Trial) -> Trial:
@@ -124,7 +136,7 @@ def _facts(trial: Trial, ranks: Sequence[RankJournal]) -> dict[str, Any]:
         "settings_digest": settings_digest(trial),
         "loss_band": trial.protocol.loss_band,
         "minimum_effect": trial.protocol.minimum_effect,
-        **({"metrics": trial.metrics} if trial.swept else {}),
+        **({"metrics": trial.metrics} if trial.swept or trial.scenario else {}),
     }
 
 

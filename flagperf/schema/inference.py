@@ -28,7 +28,7 @@ TOLD: dict[Scenario, tuple[str, ...]] = {
     ),
     "offline": ("output_tokens_per_second", "queries_per_second", "tpot_p50", "tpot_p90", "tpot_p99"),
     "concurrency": (
-        *("output_tokens_per_second", "goodput", "ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99", "itl_p99"),
+        *("output_tokens_per_second", "ttft_p50", "tpot_p50", "goodput", "ttft_p99", "tpot_p99", "itl_p99"),
         *("latency_p50", "latency_p99", "queries_per_second"),
     ),
 }

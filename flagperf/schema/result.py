@@ -62,6 +62,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, Any] = {}
     """What was run, beyond the options: tokens' fingerprint, peak used, package versions, a digest of the settings."""
 
+    @property
+    def swept(self) -> bool:
+        """Whether it has points that providers were measured at side by side; an engine's numbers of clients are none."""
+        return bool(self.points) and not self.scenario
+
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """A candidate against a baseline in one metric: the ratio candidate ÷ baseline with its 95 % interval."""
