@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -32,6 +33,26 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def end_at_once() -> None:
+    """Have this process, when it ends, end with status 1 and without Python's clean-up.
+
+    It is for native threads that can't be stopped: where they still run, cleaning up crashes.
+    """
+    atexit.register(_end)
+
+
+def _end() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def become(command: list[str]) -> NoReturn:
+    """Turn into another program, one that gets SIGTERM when the process that started this one is gone."""
+    die_with_parent()
+    os.execvp(command[0], command)
+
+
 @contextlib.contextmanager
 def adopted_orphans() -> Iterator[None]:
     """Be the parent of descendants whose own parent dies meanwhile, so that they can be found and ended."""
@@ -42,3 +63,7 @@ def adopted_orphans() -> Iterator[None]:
         yield
     finally:
         _prctl(_PR_SET_CHILD_SUBREAPER, before.value)
+
+
+if __name__ == "__main__":  # python -m flagperf.processes COMMAND …
+    become(sys.argv[1:])

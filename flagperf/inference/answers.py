@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from flagperf.errors import FlagPerfError
 from flagperf.inference.engine import Reply, Request
 from flagperf.journal import Journal
 from flagperf.schema.event import Key
 from flagperf.schema.inference import Fault, Query
+
+FIRST_PATIENCE = 600.0
+"""Seconds without a token before the measurement: a compiler may be at work."""
 
 
 class Answer:
@@ -23,6 +29,7 @@ class Answer:
         request: Request,
         *,
         clients: int = 0,
+        issued: int | None = None,
         first: Callable[[Answer], None] | None = None,
         ended: Callable[[Answer], None] | None = None,
     ) -> None:
@@ -35,41 +42,62 @@ class Answer:
         self._times: list[int] = []
         self._done: int | None = None
         self._over = False
+        self._lock = threading.RLock()  # the engine and whoever waits for it may both end an answer
         self.ended_ns = 0
-        self.issued = time.monotonic_ns()
+        self.issued = time.monotonic_ns() if issued is None else issued
 
     def tokens(self, ids: Sequence[int]) -> None:
         """Stamp tokens; see `Reply`."""
         now = (time.monotonic_ns() - self.issued) // 1000
-        if self._over or not ids:
-            return
-        self._times.append(now)
-        self._counts.append(len(ids))
-        self.ids.extend(ids)
-        if len(self._counts) == 1 and self._first is not None:
-            self._first(self)
+        with self._lock:
+            if self._over or not ids:
+                return
+            self._times.append(now)
+            self._counts.append(len(ids))
+            self.ids.extend(ids)
+            if len(self._counts) == 1 and self._first is not None:
+                self._first(self)
+
+    def recounted(self, total: int) -> None:
+        """Share `total` tokens among the pieces that came; see `Reply`."""
+        with self._lock:
+            if self._over:
+                return
+            ends = list(itertools.accumulate(self._counts, initial=0))
+            shares = [round(total * end / max(1, ends[-1])) for end in ends]
+            counts = [after - before for before, after in itertools.pairwise(shares)]
+            self._times = [time for time, count in zip(self._times, counts, strict=True) if count]
+            self._counts = [count for count in counts if count]
+            self.ids = self.ids[:1] * total
 
     def done(self) -> None:
         """Complete the answer; see `Reply`."""
-        if len(self.ids) > self.request.limit:
-            self.failed("too_many", f"{len(self.ids)} tokens came, {self.request.limit} were asked for")
-        elif not self.ids:
-            self.failed("closed", "the answer ended before its first token")
-        else:
-            self._done = (time.monotonic_ns() - self.issued) // 1000
-            self._end()
+        now = (time.monotonic_ns() - self.issued) // 1000
+        with self._lock:
+            if len(self.ids) > self.request.limit:
+                self.failed("too_many", f"{len(self.ids)} tokens came, {self.request.limit} were asked for")
+            elif not self.ids:
+                self.failed("closed", "the answer ended before its first token")
+            elif not self._over:
+                self._done = now
+                self._end()
 
     def failed(self, fault: Fault, why: str) -> None:
         """End without a complete answer; see `Reply`."""
-        if not self._over:
-            self.fault, self._why = fault, why
-            self._end()
+        with self._lock:
+            if not self._over:
+                self.fault, self._why = fault, why
+                self._end()
 
     def _end(self) -> None:
-        if not self._over:
-            self._over, self.ended_ns = True, time.monotonic_ns()
-            if self._ended is not None:
-                self._ended(self)
+        self._over, self.ended_ns = True, time.monotonic_ns()
+        if self._ended is not None:
+            self._ended(self)
+
+    @property
+    def last_ns(self) -> int:
+        """When something was heard of it last: a token, or its issue."""
+        return self.issued + 1000 * self._times[-1] if self._times else self.issued
 
     def query(self) -> Query:
         """Return what is to be kept of it."""
@@ -88,14 +116,73 @@ class Answer:
         )
 
 
+class Watch:
+    """Ends answers of which nothing comes any more, when it's told to look.
+
+    One that has begun is given up after `patience` seconds without a token. One that hasn't may wait for its turn as
+    long as others go on. Raises FlagPerfError when nothing at all has come twice in a row.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        self._going: dict[int, Answer] = {}
+        self._heard = self._looked = time.monotonic_ns()
+        self._silences = 0
+
+    @property
+    def pause(self) -> float:
+        """Seconds until another look is worth while."""
+        return min(1.0, self.patience / 4)
+
+    def issued(self, answer: Answer) -> None:
+        """Watch an answer, before it's asked for."""
+        if not self._going:
+            self._heard = max(self._heard, answer.issued)
+        self._going[id(answer)] = answer
+
+    def ended(self, answer: Answer) -> None:
+        """Watch it no longer."""
+        self._going.pop(id(answer), None)
+        if answer.fault != "stalled":
+            self._heard, self._silences = answer.ended_ns, 0
+
+    def look(self) -> None:
+        """Give up what has stalled."""
+        now = time.monotonic_ns()
+        if now - self._looked < self.pause * 5e8:
+            return
+        self._looked, late = now, now - round(self.patience * 1e9)
+        going = list(self._going.values())
+        why = f"nothing came for {self.patience:g} s"
+        heard = max([self._heard, *(answer.last_ns for answer in going if answer.ids)])
+        if going and heard < late:
+            self._silences += 1
+            self._heard = now
+            for answer in going:
+                answer.failed("stalled", why)
+            if self._silences > 1:
+                raise FlagPerfError(
+                    f"The engine has stalled: twice in a row nothing came for {self.patience:g} s, of {len(going)} "
+                    "queries.",
+                    "What it was doing may be in the trial's output; --set load.patience=SECONDS waits longer.",
+                )
+            return
+        for answer in going:
+            if answer.ids and answer.last_ns < late:
+                answer.failed("stalled", why)
+
+
 class Recorder:
-    """Writes queries as they end, in a thread of its own: whoever makes tokens doesn't wait for a disk."""
+    """Writes queries as they end, in a thread of its own: whoever makes tokens doesn't wait for a disk.
+
+    While it runs nobody else may write to the journal.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._queue: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
         self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, name="recorder")
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
     def __enter__(self) -> Recorder:
         self._thread.start()
@@ -109,23 +196,41 @@ class Recorder:
 
     def __call__(self, answer: Answer) -> None:
         """Keep an answer that has ended."""
-        self._queue.put(answer)
+        self._queue.put((Key.QUERY, answer))
+
+    def write(self, key: str, value: Any) -> None:
+        """Keep something else."""
+        self._queue.put((key, value))
 
     def _run(self) -> None:
-        while (answer := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
+            key, value = item
             try:
                 if self._error is None:
-                    self._journal.write(Key.QUERY, answer.query())
+                    self._journal.write(key, value.query() if isinstance(value, Answer) else value)
             except OSError as error:  # told when the scenario is over
                 self._error = error
 
 
-def collected(engine_submit: Callable[[Request, Reply], None], requests: Sequence[Request]) -> list[Answer]:
-    """Submit requests at once and wait until all have ended; nothing is journalled."""
+def collected(
+    engine_submit: Callable[[Request, Reply], None], requests: Sequence[Request], patience: float = FIRST_PATIENCE
+) -> list[Answer]:
+    """Submit requests at once and wait until all have ended; nothing is journalled.
+
+    Raises FlagPerfError where nothing comes for `patience` seconds, twice in a row.
+    """
     left = threading.Semaphore(0)
-    answers = [Answer(n, n, request, ended=lambda _: left.release()) for n, request in enumerate(requests)]
+    watch = Watch(patience)
+
+    def ended(answer: Answer) -> None:
+        watch.ended(answer)
+        left.release()
+
+    answers = [Answer(n, n, request, ended=ended) for n, request in enumerate(requests)]
     for answer in answers:
+        watch.issued(answer)
         engine_submit(answer.request, answer)
     for _ in answers:
-        left.acquire()
+        while not left.acquire(timeout=watch.pause):
+            watch.look()
     return answers

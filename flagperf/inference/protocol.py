@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 
 from flagperf.context import RankContext
-from flagperf.inference import clients, loadgen
+from flagperf.inference import clients, loadgen, rates
 from flagperf.inference.agreement import agreement, next_tokens_right
 from flagperf.inference.answers import Recorder, collected
 from flagperf.inference.engine import GenerationTask, InferenceEngine, Request
+from flagperf.inference.rig import Rig
+from flagperf.processes import end_at_once
 from flagperf.schema.event import Key
-from flagperf.schema.inference import Load
+from flagperf.schema.trial import Trial
 
 CHECKED = 8
 """Prompts whose answers are compared with the reference."""
+ALONE = 4
+"""Queries that are asked one by one before SingleStream."""
+CLOSING = 10.0
+"""Seconds that an engine may take to close."""
 
 
 def run_generation(
@@ -29,7 +36,26 @@ def run_generation(
     try:
         _measure(context, engine, task, requests, held_out)
     finally:
-        engine.close()
+        _closed(engine)
+
+
+def _closed(engine: InferenceEngine) -> None:
+    """Take the engine down. One that hangs is left behind, and this process then ends at once."""
+    failure: list[Exception] = []
+
+    def close() -> None:
+        try:
+            engine.close()
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=close, name="close", daemon=True)
+    thread.start()
+    thread.join(CLOSING)
+    if thread.is_alive():
+        end_at_once()
+    if failure:
+        raise failure[0]
 
 
 def _measure(
@@ -48,37 +74,44 @@ def _measure(
     journal.write(Key.AGREEMENT, agreement(engine, task, requests[:CHECKED]))
     if held_out:
         journal.write(Key.EVAL, {"next_token_accuracy": next_tokens_right(engine, held_out), "count": len(held_out)})
-    rate = _warmed(engine, requests, trial.protocol.warmup * task.load.batch)
+    rate, pace = _warmed(engine, requests, trial, task.load.batch)
     runtime.reset_peak_memory()
     journal.write(Key.RUN_START)
-    numbers = itertools.count()
     with Recorder(journal) as recorder:
+        rig = Rig(
+            engine=engine,
+            requests=requests,
+            load=task.load,
+            scale=trial.scale,
+            seed=trial.seed,
+            recorder=recorder,
+            folder=journal.path.parent / "output" / "loadgen",
+        )
         if trial.scenario == "concurrency":
-            each = task.load.duration * trial.scale / len(task.load.clients)
-            spent = sum(clients.ask(engine, requests, count, each, recorder, numbers) for count in task.load.clients)
-            told = Load(scenario="concurrency", seconds=spent, settings={"clients": task.load.clients})
+            told = clients.run(rig)
+        elif trial.scenario == "server" and not task.load.rate:
+            told = rates.highest(rig, rate)
         else:
-            told = loadgen.run(
-                trial.scenario,
-                engine,
-                requests,
-                task.load,
-                scale=trial.scale,
-                rate=task.load.rate or rate,
-                folder=journal.path.parent / "output" / "loadgen",
-                recorder=recorder,
-                numbers=numbers,
-            )
+            told = loadgen.run(rig, trial.scenario, rate=task.load.rate or rate, pace=pace)
     journal.write(Key.LOAD, told)
     journal.write(Key.MEMORY, runtime.memory())
     journal.write(Key.HELD, engine.held())
     journal.write(Key.SERVED, {"facts": engine.facts()})
 
 
-def _warmed(engine: InferenceEngine, requests: Sequence[Request], count: int) -> float:
-    """Answer some queries at once, off the record; return how many a second that were, the second time."""
-    some = list(itertools.islice(itertools.cycle(requests), count))
+def _warmed(engine: InferenceEngine, requests: Sequence[Request], trial: Trial, batch: int) -> tuple[float, float]:
+    """Answer some queries off the record.
+
+    Return how many a second that are when all are asked at once, and how many seconds a query of the scenario takes.
+    """
+    some = list(itertools.islice(itertools.cycle(requests), trial.protocol.warmup * batch))
     collected(engine.submit, some)
     began = time.perf_counter()
     collected(engine.submit, some)
-    return count / (time.perf_counter() - began)
+    rate = len(some) / (time.perf_counter() - began)
+    if trial.scenario != "singlestream":
+        return rate, batch / rate
+    began = time.perf_counter()
+    for request in some[:ALONE]:
+        collected(engine.submit, [request])
+    return rate, (time.perf_counter() - began) / len(some[:ALONE])
