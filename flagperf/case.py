@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
 
 from flagperf.schema.estimate import Estimate
 from flagperf.schema.ledger import WHOLE, Ledger
 from flagperf.schema.trial import Trial
+from flagperf.settings import typed
 
 if TYPE_CHECKING:
     from flagperf.context import RankContext
@@ -51,3 +54,23 @@ class Case(ABC):
     @abstractmethod
     def run(self, context: RankContext) -> None:
         """Do the work of one rank and journal it; errors propagate."""
+
+
+class InferenceCase(Case):
+    """A case whose engines answer queries. `Settings` is what may be set of it, its load among that as `load`."""
+
+    Settings: ClassVar[type[msgspec.Struct]]
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial)
+        self.settings: Any = typed(trial.settings, self.Settings)
+
+    @classmethod
+    def check(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings, complete."""
+        plain: dict[str, Any] = msgspec.to_builtins(typed(settings, cls.Settings))
+        return plain
+
+    def estimate(self, ledger: Ledger = WHOLE) -> Estimate | None:
+        """Return nothing: the size of an inference trial follows from its load."""
+        return None

@@ -129,10 +129,21 @@ def inference_metrics(
         put(values, "next_token_accuracy", accuracy[-1], n=int(number(ranks[0].last(Key.EVAL).get("count")) or 1))
     if (build := number(ranks[0].last(Key.BUILD).get("seconds"))) is not None:
         put(values, "build_time", build)
+    _classified(values, ranks[0])
     if span is not None:
         put_energy(values, ranks, span, telemetry, float(complete.tokens.sum()))
     put_telemetry_cost(values, telemetry)
     return values
+
+
+def _classified(values: dict[str, MetricValue], rank: RankJournal) -> None:
+    """Put the rate of whole queries beside that of the model alone, of engines whose passes are timed."""
+    facts = rank.last(Key.SERVED).get("facts")
+    told = facts if isinstance(facts, dict) else {}
+    answered, seconds = number(told.get("answered")), number(told.get("core_seconds"))
+    if answered and seconds and "queries_per_second" in values:
+        put(values, "p_whole", values["queries_per_second"].value, n=values["queries_per_second"].n)
+        put(values, "p_core", answered / seconds, n=int(answered))
 
 
 def query_metrics(trial: Trial, queries: Queries, span: Span) -> dict[str, MetricValue]:

@@ -16,6 +16,8 @@ from flagperf.inference.answers import collected
 from flagperf.inference.engine import GenerationTask, InferenceEngine, Request
 from flagperf.schema.inference import Agreement
 
+CHECKED = 8
+"""Prompts whose answers are compared with the reference."""
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Standard deviations of a token's logits by which an answer may lie below the best."""
 

@@ -134,7 +134,7 @@ class Batcher:
                     else:
                         self._advance()
                 except Exception as error:  # of the engine, or for want of memory: told to whom it concerns
-                    self._fail(taken or self._rows, *_fault(error))
+                    self._fail(taken or self._rows, *fault_of(error))
         with self._wake:
             left = [*self._rows, *self._queue]
             self._queue.clear()
@@ -225,7 +225,7 @@ def tensor_bytes(tensors: Sequence[torch.Tensor]) -> int:
     return sum(storages.values())
 
 
-def _fault(error: Exception) -> tuple[Fault, str]:
+def fault_of(error: Exception) -> tuple[Fault, str]:
     """Tell want of memory from other errors."""
     text = f"{type(error).__name__}: {error}"
     short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text

@@ -16,7 +16,8 @@ import torch
 
 from flagperf.context import RankContext
 from flagperf.schema.decoder import Decoder
-from flagperf.schema.inference import Fault, HeldByInference, LoadSettings
+from flagperf.schema.inference import Agreement, Fault, HeldByInference, LoadSettings
+from flagperf.schema.trial import Trial
 
 if TYPE_CHECKING:
     from flagperf.inference.batching import Batcher
@@ -41,6 +42,9 @@ class Reply(Protocol):
     def tokens(self, ids: Sequence[int]) -> None:
         """Some tokens have been generated; they are stamped with the time now."""
 
+    def recounted(self, total: int) -> None:
+        """So many tokens came in all: those told so far were guesses, and share the total in proportion."""
+
     def done(self) -> None:
         """The answer is complete."""
 
@@ -60,6 +64,8 @@ class GenerationTask(ABC):
     """`int8` where weights are to be held so, with `dtype` computed in; else empty."""
     prefix_cache: bool
     """Whether keys and values of a prompt's beginning may be taken over from an earlier prompt."""
+    encode: Callable[[str], Sequence[int]] | None = None
+    """The tokenizer of its text, if it has one."""
 
     @abstractmethod
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -77,6 +83,12 @@ class GenerationTask(ABC):
         """Return the plain model in fp32, `model(tokens [B, S])` being the logits [B, S, V]; weights as engines see
         them, that is, rounded to `dtype`."""
 
+    def agreement(self, engine: InferenceEngine, requests: Sequence[Request]) -> Agreement:
+        """Return how an engine's answers to some requests stand against the reference."""
+        from flagperf.inference.agreement import CHECKED, agreement
+
+        return agreement(engine, self, requests[:CHECKED])
+
     @abstractmethod
     def folder(self) -> Path:
         """Return a folder in Hugging Face's format with these weights in `dtype`, made on the first call."""
@@ -85,8 +97,16 @@ class GenerationTask(ABC):
 class InferenceEngine(ABC):
     """One engine in one process, or the client of one elsewhere."""
 
+    checked = True
+    """Whether it computes with the case's weights, so that its answers can be held against the reference."""
+
     def __init__(self, context: RankContext) -> None:
         self.context = context
+
+    @classmethod
+    def check(cls, trial: Trial) -> None:
+        """Raise a FlagPerfError for a trial that can't be run; called before anything is started."""
+        return
 
     @abstractmethod
     def start(self, task: GenerationTask) -> None:
@@ -106,6 +126,10 @@ class InferenceEngine(ABC):
     def facts(self) -> dict[str, object]:
         """Return what a reader should know of how the engine ran, as plain JSON; called when it has started."""
         return {}
+
+    def memory(self, rank: Memory) -> Memory:
+        """Return the peaks of the rank's memory, or of the processes that serve in its stead."""
+        return rank
 
     def close(self) -> None:
         """End what `start` began; requests that are still worked on fail."""
@@ -144,8 +168,8 @@ class ModuleEngine(InferenceEngine):
         return self.batcher.held()
 
     def facts(self) -> dict[str, object]:
-        """Return how requests were batched."""
-        return self.batcher.facts()
+        """Return how requests were batched, where they are ours to batch."""
+        return self.batcher.facts() if hasattr(self, "batcher") else {}
 
     def close(self) -> None:
         """End the batching thread."""

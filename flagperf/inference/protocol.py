@@ -6,19 +6,19 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from flagperf.context import RankContext
 from flagperf.inference import clients, loadgen, rates
-from flagperf.inference.agreement import agreement, next_tokens_right
+from flagperf.inference.agreement import next_tokens_right
 from flagperf.inference.answers import Recorder, collected
-from flagperf.inference.engine import GenerationTask, InferenceEngine, Request
+from flagperf.inference.classification import ClassificationTask, Classifier
+from flagperf.inference.engine import GenerationTask, InferenceEngine, ModuleEngine, Request
 from flagperf.inference.rig import Rig
 from flagperf.processes import end_at_once
 from flagperf.schema.event import Key
 from flagperf.schema.trial import Trial
 
-CHECKED = 8
-"""Prompts whose answers are compared with the reference."""
 ALONE = 4
 """Queries that are asked one by one before SingleStream."""
 CLOSING = 10.0
@@ -33,6 +33,23 @@ def run_generation(
 ) -> None:
     """Bring up the trial's engine, measure it, and take it down."""
     engine: InferenceEngine = context.registries.engines.load(context.trial.engine)(context)
+    run(context, engine, task, requests, held_out)
+
+
+def run_classification(context: RankContext, task: ClassificationTask) -> None:
+    """Bring up the trial's engine, measure how it classifies, and take it down."""
+    engine: ModuleEngine = context.registries.engines.load(context.trial.engine)(context)
+    run(context, Classifier(context, engine), task, task.requests())
+
+
+def run(
+    context: RankContext,
+    engine: InferenceEngine,
+    task: Any,
+    requests: Sequence[Request],
+    held_out: Sequence[tuple[Sequence[int], int]] = (),
+) -> None:
+    """Measure an engine; `task` is what it's started with, says its load, and judges its answers."""
     try:
         _measure(context, engine, task, requests, held_out)
     finally:
@@ -61,7 +78,7 @@ def _closed(engine: InferenceEngine) -> None:
 def _measure(
     context: RankContext,
     engine: InferenceEngine,
-    task: GenerationTask,
+    task: Any,
     requests: Sequence[Request],
     held_out: Sequence[tuple[Sequence[int], int]],
 ) -> None:
@@ -71,8 +88,9 @@ def _measure(
     seconds = time.perf_counter() - began
     journal.write(Key.BUILD, {"seconds": seconds, "facts": {**runtime.facts(), **engine.facts()}})
     journal.write(Key.INIT_STOP)
-    journal.write(Key.AGREEMENT, agreement(engine, task, requests[:CHECKED]))
-    if held_out:
+    if engine.checked:
+        journal.write(Key.AGREEMENT, task.agreement(engine, requests))
+    if held_out and engine.checked:
         journal.write(Key.EVAL, {"next_token_accuracy": next_tokens_right(engine, held_out), "count": len(held_out)})
     rate, pace = _warmed(engine, requests, trial, task.load.batch)
     runtime.reset_peak_memory()
@@ -94,7 +112,7 @@ def _measure(
         else:
             told = loadgen.run(rig, trial.scenario, rate=task.load.rate or rate, pace=pace)
     journal.write(Key.LOAD, told)
-    journal.write(Key.MEMORY, runtime.memory())
+    journal.write(Key.MEMORY, engine.memory(runtime.memory()))
     journal.write(Key.HELD, engine.held())
     journal.write(Key.SERVED, {"facts": engine.facts()})
 

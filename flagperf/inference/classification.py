@@ -1,0 +1,159 @@
+"""Classification: one forward pass an input, of fixed size, in batches as large as what waits.
+
+A query asks for the class of one of the task's inputs, by its number; the answer is one token, the class. So loads,
+journals and metrics are those of generation.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from flagperf.context import RankContext
+from flagperf.errors import FlagPerfError
+from flagperf.inference.agreement import TOLERANCES
+from flagperf.inference.answers import collected
+from flagperf.inference.batching import fault_of, tensor_bytes
+from flagperf.inference.engine import InferenceEngine, ModuleEngine, Reply, Request
+from flagperf.schema.inference import Agreement, HeldByInference, LoadSettings
+from flagperf.schema.trial import Trial
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ClassificationTask(ABC):
+    """What a case of classification gives to an engine."""
+
+    def __init__(self, load: LoadSettings, trial: Trial) -> None:
+        self.load, self.seed = load, trial.seed
+        self.dtype = DTYPES[trial.dtype]
+        """In which engines compute and hold weights."""
+
+    @abstractmethod
+    def module(self, dtype: torch.dtype) -> torch.nn.Module:
+        """Return the model on the host, weights filled in: of inputs [B, …] it makes logits [B, classes]."""
+
+    @abstractmethod
+    def inputs(self) -> torch.Tensor:
+        """Return `load.count` inputs [count, …] on the host, floating ones in `dtype`."""
+
+    def requests(self) -> list[Request]:
+        """Return a query an input."""
+        return [Request([number], 1) for number in range(self.load.count)]
+
+    def agreement(self, engine: InferenceEngine, requests: Sequence[Request]) -> Agreement:
+        """Compare an engine's classes of all inputs with what torch makes of them, in fp32, by the module as it is."""
+        answers = collected(engine.submit, requests)
+        for answer in answers:
+            if answer.fault:
+                raise FlagPerfError(f"A query of the check has no answer: {answer.fault}: {answer.query().why}.")
+        module, inputs = self.module(torch.float32).eval(), self.inputs()
+        with torch.inference_mode():
+            logits = torch.cat([module(_wide(each)) for each in torch.split(inputs, self.load.batch)])
+        chosen = torch.tensor([answer.ids[0] for answer in answers])
+        below = (logits.max(1).values - logits.gather(1, chosen.unsqueeze(1)).squeeze(1)) / logits.std(1)
+        bad = (below > TOLERANCES[self.dtype]).nonzero().flatten().tolist()
+        first = (
+            f"input {bad[0]}: {int(chosen[bad[0]])} where the reference has {int(logits[bad[0]].argmax())}"
+            if bad
+            else ""
+        )
+        return Agreement(
+            queries=len(answers),
+            tokens=len(answers),
+            wrong=len(bad),
+            worst=float(below.max()),
+            tolerance=TOLERANCES[self.dtype],
+            first=first,
+        )
+
+
+class Classifier(InferenceEngine):
+    """Serves a module that an engine has compiled: a thread that takes what waits, as a batch."""
+
+    def __init__(self, context: RankContext, engine: ModuleEngine) -> None:
+        super().__init__(context)
+        self._engine = engine
+        self._queue: deque[tuple[Request, Reply]] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._batches = self._answered = 0
+        self._core = 0.0
+
+    def start(self, task: ClassificationTask) -> None:  # type: ignore[override]
+        """Compile the module and start the thread."""
+        self._batch, self._inputs = task.load.batch, task.inputs()
+        module = task.module(task.dtype).eval().to(self.context.runtime.device)
+        self._weights = tensor_bytes([*module.parameters(), *module.buffers()])
+        rows = min(2, len(self._inputs))
+        example = self._inputs[:rows].to(self.context.runtime.device)
+        self._forward = self._engine.compile(module, (example,), {0: (0,)})
+        self._thread = threading.Thread(target=self._run, name="classifier", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, reply: Reply) -> None:
+        """Queue a request."""
+        with self._wake:
+            self._queue.append((request, reply))
+            self._wake.notify()
+
+    def held(self) -> HeldByInference:
+        """Return the bytes of the weights."""
+        return HeldByInference(weights=self._weights)
+
+    def facts(self) -> dict[str, object]:
+        """Return how large batches were, and what the model alone took."""
+        rows = self._answered / self._batches if self._batches else None
+        return {**self._engine.facts(), "rows_a_step": rows, "core_seconds": self._core, "answered": self._answered}
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if hasattr(self, "_thread"):
+            self._thread.join()
+        self._engine.close()
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while True:
+                with self._wake:
+                    while not (self._queue or self._closed):
+                        self._wake.wait()
+                    if self._closed:
+                        break
+                    taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
+                try:
+                    classes = self._classes([request.prompt[0] for request, _ in taken])
+                except Exception as error:  # of the engine, or for want of memory: told to whom it concerns
+                    for _, reply in taken:
+                        reply.failed(*fault_of(error))
+                    continue
+                for (_, reply), found in zip(taken, classes, strict=True):
+                    reply.tokens((found,))
+                    reply.done()
+        for _, reply in self._queue:
+            reply.failed("engine", "the engine was closed before the answer was complete")
+
+    def _classes(self, numbers: Sequence[int]) -> list[int]:
+        """Return the classes of some inputs: fetching and moving them is part of the whole, not of the core."""
+        batch = self._inputs[torch.tensor(numbers)].to(self.context.runtime.device)
+        self.context.runtime.synchronize()
+        began = time.perf_counter()
+        logits = self._forward(batch)
+        self.context.runtime.synchronize()
+        self._core += time.perf_counter() - began
+        self._batches += 1
+        self._answered += len(numbers)
+        classes: list[int] = logits.argmax(-1).tolist()
+        return classes
+
+
+def _wide(inputs: torch.Tensor) -> torch.Tensor:
+    return inputs.float() if inputs.is_floating_point() else inputs
