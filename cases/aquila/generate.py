@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -10,38 +11,38 @@ from flagperf.case import Case, Progress
 from flagperf.data import DataSettings, made_ready
 from flagperf.errors import UsageError
 from flagperf.schema.estimate import Estimate
-from flagperf.schema.inference import LoadSettings
+from flagperf.schema.inference import LoadSettings, ServerSettings
 from flagperf.schema.ledger import WHOLE, Ledger
 from flagperf.schema.trial import Trial
 from flagperf.settings import typed
 
-from . import formulas
+from . import formulas, huggingface
 from .config import AquilaConfig
 
 if TYPE_CHECKING:
     from flagperf.context import RankContext
 
 
-class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+RANDOM, TRAINED = "random", "trained"
+
+
+class GenerateSettings(ServerSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that may be set with `--set`."""
 
     model: AquilaConfig
     data: DataSettings
     """Text that prompts are passages of, and that the tokenizer is from."""
     load: LoadSettings
-    weights: str = "random"
+    weights: str = RANDOM
     """`random` (seeded), `trained` (by the case `aquila/pretrain` for `training` steps), or a folder in Hugging Face's
-    format, whose shape then goes before `model`."""
-    training: int = 300
+    format: its shape then goes before `model`, but for `seq_len`, which contexts keep to, and its tokenizer before the
+    text's."""
+    training: Annotated[int, msgspec.Meta(ge=1)] = 300
     """Steps, for `weights=trained`."""
     quantized: Literal["", "int8"] = ""
     prefix_cache: bool = False
     held_out: int = 64
     """Passages whose next token is to be found, for the accuracy; 0 leaves it out."""
-    url: str = ""
-    """Of an OpenAI-compatible server, for the engine `endpoint`: http://host:port/v1"""
-    served: str = ""
-    """What the server calls the model; empty asks it."""
 
 
 class AquilaGenerate(Case):
@@ -55,7 +56,14 @@ class AquilaGenerate(Case):
     def check(cls, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the settings, complete."""
         checked = typed(settings, GenerateSettings)
-        if checked.data.vocab_size > checked.model.vocab_size:
+        own_words = False
+        if checked.weights not in (RANDOM, TRAINED):
+            folder = Path(checked.weights).expanduser().absolute()
+            model = huggingface.shape(folder, checked.model.seq_len)
+            huggingface.files(folder, model)
+            own_words = (folder / huggingface.TOKENIZER).is_file()
+            checked = msgspec.structs.replace(checked, weights=str(folder), model=model)
+        if checked.data.vocab_size > checked.model.vocab_size and not own_words:
             raise UsageError(
                 f"data.vocab_size is {checked.data.vocab_size}, more than model.vocab_size {checked.model.vocab_size}.",
                 "Set them alike, for example --set model.vocab_size=8192 --set data.vocab_size=8192.",
@@ -68,9 +76,14 @@ class AquilaGenerate(Case):
         return None
 
     def prepare(self, progress: Progress) -> dict[str, Any]:
-        """Make the text ready that prompts are of."""
-        ready = made_ready(self.settings.data, progress)
-        return {"data": ready, "parameters": formulas.parameters(self.settings.model)}
+        """Make the text ready that prompts are of, and weights that are to be trained."""
+        settings = self.settings
+        told: dict[str, Any] = {"data": made_ready(settings.data, progress)}
+        if settings.weights == TRAINED:
+            from .trained import trained
+
+            told["weights"] = str(trained(settings.model, settings.data, settings.training, self.trial, progress))
+        return told | {"parameters": formulas.parameters(settings.model)}
 
     def run(self, context: RankContext) -> None:
         """Put the engine under the scenario's load."""

@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor
 
-from flagperf.data import open_tokens
+from flagperf import paths
+from flagperf.data import Prepared, cache, open_tokens
 from flagperf.inference import prompts
 from flagperf.inference.engine import GenerationTask, Request
 from flagperf.schema.trial import Trial
 
+from . import checkpoints, huggingface
 from .cached import CachedAquila
 from .config import AquilaConfig
-from .generate import GenerateSettings
+from .generate import RANDOM, TRAINED, GenerateSettings
 from .model import Aquila
+from .trained import trained
 from .weights import initial_weight
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FORMAT = 1
+"""Of the folders made here."""
 
 
 class AquilaGeneration(GenerationTask):
     """The model with its weights, what it is asked, and what it is judged by."""
 
     def __init__(self, settings: GenerateSettings, trial: Trial) -> None:
-        self.settings, self.seed = settings, trial.seed
+        self.settings, self.trial, self.seed = settings, trial, trial.seed
         self.config: AquilaConfig = settings.model
         self.decoder, self.load = self.config.decoder, settings.load
         self.dtype = DTYPES[trial.dtype]
         self.quantized, self.prefix_cache = settings.quantized, settings.prefix_cache
-        self._data = open_tokens(settings.data)
-        self._model: Aquila | None = None
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the canonical weights."""
+        if self._source is not None:
+            yield from checkpoints.read(self._source, self.config)
+            return
         with torch.device("meta"):
             shapes = {name: each.shape for name, each in Aquila(self.config).named_parameters()}
         for name, shape in shapes.items():
@@ -42,16 +56,16 @@ class AquilaGeneration(GenerationTask):
 
     def module(self, *, functional: bool) -> torch.nn.Module:
         """Return the model with a cache."""
-        return CachedAquila(self._plain(self.dtype), functional=functional)
+        return CachedAquila(self._plain(), functional=functional)
 
     def reference(self) -> torch.nn.Module:
         """Return the plain model in fp32, of weights rounded to the dtype."""
-        return self._plain(self.dtype).float().eval()
+        return self._plain().float().eval()
 
-    def _plain(self, dtype: torch.dtype) -> Aquila:
+    def _plain(self) -> Aquila:
         with torch.device("meta"):
             model = Aquila(self.config)
-        model.to_empty(device="cpu").to(dtype)
+        model.to_empty(device="cpu").to(self.dtype)
         with torch.no_grad():
             parameters = dict(model.named_parameters())
             for name, weight in self.weights():
@@ -59,27 +73,69 @@ class AquilaGeneration(GenerationTask):
         return model
 
     def folder(self) -> Path:
-        """Return the weights in Hugging Face's format."""
-        raise NotImplementedError
+        """Return the weights in Hugging Face's format: the folder that they are from, or one made in the cache."""
+        if self._source is not None:
+            return self._source
+        tokenizer = self._data.tokenizer
+        told = {
+            "format": FORMAT,
+            "model": msgspec.to_builtins(self.config),
+            "seed": self.seed,
+            "dtype": self.trial.dtype,
+            "torch": torch.__version__.partition("+")[0],
+            "tokenizer": self._data.meta.tokenizer_sha256,
+        }
+        digest = hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()
+        with cache.storage_errors():
+            return cache.made(
+                paths.cache() / "weights" / f"random-{digest[:16]}",
+                lambda folder: checkpoints.write(folder, self.config, self.weights(), self.dtype, tokenizer),
+                lambda stage, done: None,
+            )
+
+    @functools.cached_property
+    def _source(self) -> Path | None:
+        """The folder that weights are read from, or None where they are random."""
+        settings = self.settings
+        if settings.weights == RANDOM:
+            return None
+        if settings.weights == TRAINED:
+            return trained(settings.model, settings.data, settings.training, self.trial, lambda stage, done: None)
+        return Path(settings.weights)
+
+    @functools.cached_property
+    def _data(self) -> Prepared:
+        return open_tokens(self.settings.data)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        """What turns text into the model's tokens: that of its folder, or of the data, which may have none."""
+        own = self._source and self._source / huggingface.TOKENIZER
+        path = own if own and own.is_file() else self._data.tokenizer
+        return Tokenizer.from_file(str(path)) if path is not None else None
+
+    @functools.cached_property
+    def _stream(self) -> npt.NDArray[np.integer[Any]]:
+        """Held-out text in the model's tokens."""
+        kept = self._data.validation
+        path = self._data.tokenizer
+        if self.settings.weights in (RANDOM, TRAINED) or path is None or self._tokenizer is None:
+            return kept
+        text = Tokenizer.from_file(str(path)).decode(kept.tolist())
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def requests(self) -> list[Request]:
         """Return the queries' prompts."""
-        from tokenizers import Tokenizer
-
-        path = self._data.tokenizer
-        tokenizer = Tokenizer.from_file(str(path)) if path is not None else None
+        tokenizer = self._tokenizer
         if self.load.prompts:
-            if tokenizer is None:
-                encode: prompts.Encode = _no_text
-            else:
-                encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
+            encode = (lambda text: tokenizer.encode(text).ids) if tokenizer is not None else _no_text
             return prompts.from_file(self.load, encode, self.config.vocab_size, self.seed)
         decode = tokenizer.decode if tokenizer is not None else None
-        return prompts.passages(self.load, self._data.validation, decode, self.config.seq_len, self.seed)
+        return prompts.passages(self.load, self._stream, decode, self.config.seq_len, self.seed)
 
     def held_out(self) -> list[tuple[Sequence[int], int]]:
         """Return passages that the model wasn't trained on, each with the token that follows it."""
-        stream, count = self._data.validation, self.settings.held_out
+        stream, count = self._stream, self.settings.held_out
         length = min(64, self.config.seq_len - 1)
         stride = max(1, (len(stream) - length - 1) // max(1, count))
         starts = range(0, min(count * stride, len(stream) - length - 1), stride)

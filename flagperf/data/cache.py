@@ -1,4 +1,4 @@
-"""The cache of prepared corpora: whole or absent, locked while being made, checked before use."""
+"""The cache of what is prepared once: whole or absent, locked while being made, checked before use."""
 
 from __future__ import annotations
 
@@ -84,6 +84,21 @@ def build(entry: Path, make: Callable[[Path], None], ready: Callable[[], bool], 
             shutil.rmtree(folder, ignore_errors=True)  # gone already unless something failed, which is being raised
 
 
+def made(entry: Path, make: Callable[[Path], None], report: Progress) -> Path:
+    """Return a cache entry, made by `make(folder)` where it isn't there or is damaged."""
+
+    def ready() -> bool:
+        try:
+            check(entry)
+        except DamagedData:
+            return False
+        return True
+
+    if not ready():  # asked before the lock is taken, so that a complete cache may be read-only
+        build(entry, make, ready, report)
+    return entry
+
+
 def check(entry: Path, remembered: bool = True) -> None:
     """Raise DamagedData unless each file of the entry has the hash it had when made.
 
@@ -93,7 +108,7 @@ def check(entry: Path, remembered: bool = True) -> None:
         lines = (entry / SUMS).read_text("ascii").splitlines()
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except FileNotFoundError:
-        raise DamagedData(f"{entry} has no file {SUMS}: it isn't a complete prepared corpus.") from None
+        raise DamagedData(f"{entry} has no file {SUMS}: it isn't complete.") from None
     except ValueError as error:
         raise DamagedData(f"{entry / SUMS} is damaged: {error}.") from error
     hashes = FileHashes(entry / _VERIFIED, trust=remembered)
@@ -151,11 +166,11 @@ class FileHashes:
 
 @contextlib.contextmanager
 def _locked(entry: Path, report: Progress) -> Iterator[None]:
-    lock = FileLock(_lock_path(entry.name))
+    lock = FileLock(_lock_path(entry))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        report("waiting for another process that prepares the same corpus", None)
+        report("waiting for another process that prepares the same", None)
         lock.acquire()
     try:
         yield
@@ -163,8 +178,8 @@ def _locked(entry: Path, report: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _lock_path(name: str) -> Path:
-    return corpora_folder() / f".{name}.lock"
+def _lock_path(entry: Path) -> Path:
+    return entry.with_name(f".{entry.name}.lock")
 
 
 def _remove_stale(entry: Path) -> None:
@@ -174,7 +189,7 @@ def _remove_stale(entry: Path) -> None:
         if name == entry.name:  # its lock is ours
             shutil.rmtree(folder)
             continue
-        lock = FileLock(_lock_path(name))
+        lock = FileLock(_lock_path(folder.with_name(name)))
         with contextlib.suppress(Timeout), lock.acquire(timeout=0):
             shutil.rmtree(folder)
 

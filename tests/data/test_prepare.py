@@ -91,7 +91,7 @@ def test_a_second_process_waits_and_uses_what_the_first_made(tmp_path: Path, cac
     assert first.stdout and first.stdout.readline() == "writing tokens\n"
     second = slow(go)
     assert second.stdout
-    assert second.stdout.readline() == "waiting for another process that prepares the same corpus\n"
+    assert second.stdout.readline() == "waiting for another process that prepares the same\n"
     go.touch()
     outputs = [process.communicate(timeout=60)[0].splitlines() for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0]
