@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from flagperf.collect.journals import Floats, RankJournal, Telemetry, number
+from flagperf.collect.loads import late_note, load_reasons, scaled_rules
 from flagperf.collect.queries import Queries
 from flagperf.collect.reduce import QUANTILES
 from flagperf.collect.resources import Span, put, put_energy, put_memory, put_telemetry_cost
@@ -116,7 +117,7 @@ def inference_metrics(
     elif span is not None and served.load is not None:
         values |= query_metrics(trial, complete, span)
         rate = number(served.load.settings.get("server_target_qps"))
-        if rate is not None and served.load.valid:
+        if rate is not None and "latency" not in served.load.broken:
             put(values, "server_rate", rate)
     if len(served.queries):
         put(values, "queries_failed", float(len(served.queries.failed)), n=len(served.queries))
@@ -138,12 +139,11 @@ def inference_metrics(
 
 def _classified(values: dict[str, MetricValue], rank: RankJournal) -> None:
     """Put the rate of whole queries beside that of the model alone, of engines whose passes are timed."""
-    facts = rank.last(Key.SERVED).get("facts")
-    told = facts if isinstance(facts, dict) else {}
-    answered, seconds = number(told.get("answered")), number(told.get("core_seconds"))
-    if answered and seconds and "queries_per_second" in values:
+    answered, seconds = (rank.numbers(Key.SERVED, name) for name in ("answered", "core_seconds"))
+    if len(answered) == len(seconds) == 2 and seconds[1] > seconds[0] and "queries_per_second" in values:
         put(values, "p_whole", values["queries_per_second"].value, n=values["queries_per_second"].n)
-        put(values, "p_core", answered / seconds, n=int(answered))
+        count = answered[1] - answered[0]
+        put(values, "p_core", count / (seconds[1] - seconds[0]), n=int(count))
 
 
 def query_metrics(trial: Trial, queries: Queries, span: Span) -> dict[str, MetricValue]:
@@ -232,19 +232,20 @@ def inference_reasons(trial: Trial, served: Served) -> Iterator[Reason]:
             "known.",
             "Have the server send each token as it's made; one that is starved of CPU time sends them late.",
         )
-    if not served.load.valid and trial.scale == 1.0:
-        yield Reason("loadgen_invalid", f"LoadGen says INVALID: {'; '.join(served.load.reasons)}", "")
+    yield from load_reasons(trial, served.load, load_settings(trial))
 
 
 def inference_notes(trial: Trial, served: Served) -> Iterator[Reason]:
     """Tell what a reader must know of a valid trial."""
     if trial.scale != 1.0:
-        said = "" if served.load is None or served.load.valid else f" LoadGen says: {'; '.join(served.load.reasons)}"
+        said = "" if served.load is None else scaled_rules(trial, served.load, load_settings(trial))
         yield Reason(
             SCALED,
-            f"A try-out: durations and counts were multiplied by {trial.scale:g}.{said}",
+            f"A try-out: durations and counts were multiplied by {trial.scale:g}. {said}".rstrip(),
             "Leave --scale out for a result that others can rely on.",
         )
+    if served.load is not None:
+        yield from late_note(served.load, served.complete)
     sizes = [len(served.complete)]
     if trial.scenario == "concurrency":
         sizes = np.unique(served.complete.clients, return_counts=True)[1].tolist()
