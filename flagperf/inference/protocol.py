@@ -94,6 +94,7 @@ def _measure(
         journal.write(Key.EVAL, {"next_token_accuracy": next_tokens_right(engine, held_out), "count": len(held_out)})
     rate, pace = _warmed(engine, requests, trial, task.load.batch)
     runtime.reset_peak_memory()
+    journal.write(Key.SERVED, engine.facts())
     journal.write(Key.RUN_START)
     with Recorder(journal) as recorder:
         rig = Rig(
@@ -114,7 +115,7 @@ def _measure(
     journal.write(Key.LOAD, told)
     journal.write(Key.MEMORY, engine.memory(runtime.memory()))
     journal.write(Key.HELD, engine.held())
-    journal.write(Key.SERVED, {"facts": engine.facts()})
+    journal.write(Key.SERVED, engine.facts())
 
 
 def _warmed(engine: InferenceEngine, requests: Sequence[Request], trial: Trial, batch: int) -> tuple[float, float]:

@@ -48,7 +48,7 @@ class Key:
     LOAD_START = "load_start"  # see flagperf.schema.inference.LoadStart
     PROBE = "probe"  # see flagperf.schema.inference.Probe
     LOAD = "load"  # see flagperf.schema.inference.Load
-    SERVED = "served"  # {facts}: how an inference engine served what it was asked
+    SERVED = "served"  # how an inference engine has served so far, before the load and after it
     ROOFS = "roofs"  # see flagperf.schema.sweep.Roofs
     TOKENS = "tokens_seen"  # {fingerprint, samples}
     ERROR = "error"  # {kind, message, traceback}
