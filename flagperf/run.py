@@ -31,6 +31,7 @@ from flagperf.measure.peak import measured_peak
 from flagperf.plan import further
 from flagperf.registry import Registries
 from flagperf.schema.event import PREFIX, Key, Step
+from flagperf.schema.inference import LoadStart
 from flagperf.schema.result import Result
 from flagperf.schema.sweep import Samples
 from flagperf.schema.trial import Nodes, Outcome, Run, Trial
@@ -53,6 +54,9 @@ class Watcher(Protocol):
 
     def points(self, done: int, planned: int, where: str) -> None:
         """A sweep has measured so many of its points, each with every provider."""
+
+    def queries(self, done: int, failed: int, share: float, load: LoadStart) -> None:
+        """So many queries of a load have ended; `share` is how far it is by time and number."""
 
     def trial_ended(self, trial: Trial, result: Result) -> None:
         """A trial has ended, well or not."""
@@ -239,6 +243,10 @@ class _SamplesLine(msgspec.Struct):
     value: Samples
 
 
+class _LoadLine(msgspec.Struct):
+    value: LoadStart
+
+
 class _Progress:
     """Reads what rank 0 has added to its journal, about once a second, to say how far the trial is."""
 
@@ -246,7 +254,9 @@ class _Progress:
         self.path, self.trial, self.watcher = path, trial, watcher
         self.tokens = 0
         self.planned = trial.protocol.warmup + trial.protocol.steps
-        self.offset = self.done = self.points = 0
+        self.offset = self.done = self.points = self.failed = 0
+        self.load: LoadStart | None = None
+        self.began = 0.0
 
     def look(self) -> None:
         """Tell the watcher of new steps."""
@@ -266,12 +276,27 @@ class _Progress:
                 last_at = msgspec.json.decode(samples[-1][len(PREFIX) :], type=_SamplesLine).value
                 planned = self.points * len(self.trial.providers)
                 self.watcher.points(self.done, planned, f"{last_at.provider} {shown(last_at.at)}")
+            self._look_at_queries(lines)
         steps = [line for line in lines if b'"key":"step"' in line]
         if steps:
             self.done += len(steps)
             with suppress(msgspec.DecodeError):
                 last = msgspec.json.decode(steps[-1][len(PREFIX) :], type=_StepLine).value
                 self.watcher.step(self.done, self.planned, last.loss, last.tokens / max(last.seconds, 1e-9))
+
+    def _look_at_queries(self, lines: list[bytes]) -> None:
+        """Tell the watcher of new queries of a load, and of a load that has begun."""
+        for line in lines:
+            if b'"key":"load_start"' in line:
+                self.load = msgspec.json.decode(line[len(PREFIX) :], type=_LoadLine).value
+                self.began, self.done, self.failed = time.monotonic(), 0, 0
+            elif b'"key":"query"' in line:
+                self.done += 1
+                self.failed += b'"fault":"' in line
+        if self.load is not None:
+            passed = (time.monotonic() - self.began) / max(self.load.seconds, 1e-9)
+            share = min(1.0, passed, self.done / max(self.load.queries, 1))
+            self.watcher.queries(self.done, self.failed, share, self.load)
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.table import Table
 
 from flagperf.case import Case
 from flagperf.cli import common
 from flagperf.registry import Registries
+from flagperf.schema.inference import LoadSettings
 from flagperf.schema.trial import Nodes, Run, Trial
 
 _STARTUP = 8.0
@@ -33,7 +35,7 @@ def show(run: Run, registries: Registries, nodes: Nodes, *, json: bool) -> None:
         seconds = row["estimated_seconds"]
         table.add_row(
             *(row["id"], row["layout"], str(row["ranks"]), str(row["threads"]), row["dtype"], str(row["seed"])),
-            f"{row['points']} points" if row["points"] else str(row["steps"]),
+            row["scenario"] or (f"{row['points']} points" if row["points"] else str(row["steps"])),
             "?" if row["estimated_flops"] is None else f"{row['estimated_bytes_per_rank'] / 2**20:,.0f}",
             "?" if seconds is None else f"{seconds:,.0f}",
         )
@@ -53,6 +55,13 @@ def show(run: Run, registries: Registries, nodes: Nodes, *, json: bool) -> None:
         from flagperf.cli.survey import print_plan
 
         print_plan(run.survey)
+    if any(row["scenario"] for row in rows):
+        out.print(
+            "A scenario lasts at least that long, beside loading and checking the model; what is under way at its end "
+            "is waited for. Server takes about twice as long where its rate is to be found.",
+            soft_wrap=True,
+        )
+        return
     out.print(
         "Memory is by formula, without what the framework itself takes. Time assumes half of the GEMM peak, which a "
         "first run measures.",
@@ -72,7 +81,24 @@ def _row(trial: Trial, run: Run, registries: Registries, nodes: Nodes) -> dict[s
         peak = known_peak(trial.vendor, trial.dtype, trial.threads, trial.ranks // nodes.count, folders)
         flops = estimate.flops_per_token * estimate.tokens_per_step * steps
         seconds = None if peak is None else _STARTUP + flops / (peak * trial.ranks * _MFU)
-    named = ("id", "case", "preset", "vendor", "engine", "ranks", "threads", "dtype", "seed", "trial")
+    if trial.scenario:
+        load = msgspec.convert(trial.settings["load"], LoadSettings)
+        searched = trial.scenario == "server" and not load.rate
+        seconds = _STARTUP + load.duration * trial.scale * (2 if searched else 1)
+    named = (
+        "id",
+        "case",
+        "preset",
+        "vendor",
+        "engine",
+        "ranks",
+        "threads",
+        "dtype",
+        "seed",
+        "trial",
+        "scenario",
+        "scale",
+    )
     return {
         **{key: getattr(trial, key) for key in named},
         "layout": str(trial.layout),

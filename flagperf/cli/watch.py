@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from flagperf.cli import common
 from flagperf.cli.tables import shown
 from flagperf.collect.verdict import causes
+from flagperf.schema.inference import LoadStart
 from flagperf.schema.result import Result
 from flagperf.schema.trial import Trial
 
@@ -64,6 +65,14 @@ class Terminal:
     def points(self, done: int, planned: int, where: str) -> None:
         """Show how many of a sweep's points are done."""
         self._show(escape(self.title), done / max(planned, 1), f"{done}/{planned}  {where}")
+
+    def queries(self, done: int, failed: int, share: float, load: LoadStart) -> None:
+        """Show how many queries are done."""
+        what = [load.scenario if load.clients is None else f"{load.clients} clients"]
+        what += [f"{'trying ' if load.probe else ''}{load.rate:.3g} queries/s"] if load.rate else []
+        what += [f"{done}/{load.queries} queries" if done < load.queries else f"{done} queries"]
+        what += [f"{failed} failed"] if failed else []
+        self._show(escape(self.title), share, "  ".join(what))
 
     def trial_ended(self, trial: Trial, result: Result) -> None:
         """Leave a line behind."""

@@ -64,7 +64,7 @@ def _told(rule: Rule, trial: Trial, load: Load, settings: LoadSettings) -> tuple
                 over.append(f"{words} {found:.3g} s, {bound:g} s are allowed")
         what = "; ".join(over) or "answers came too late"
         way = (
-            f"Ask for less, --set load.rate={0.9 * rate:.2g}, or leave it out: then the highest that keeps them is found."
+            f"Ask for less, --set load.rate={0.9 * rate:.2g}, or leave it out and the highest that keeps them is found."
             if settings.rate
             else "It was the lowest of the rates that were tried for as long as this. Allow more with --set "
             "load.ttft=SECONDS or load.tpot=SECONDS, or measure for longer."

@@ -19,6 +19,7 @@ from flagperf.collect.trials import read_trial
 from flagperf.errors import FlagPerfError, UnknownName, UsageError
 from flagperf.journal import Reader
 from flagperf.registry import Registries
+from flagperf.schema.inference import LoadStart
 from flagperf.schema.link import Link
 from flagperf.schema.result import Result
 from flagperf.schema.sweep import Point
@@ -43,6 +44,8 @@ class Watcher:
         if done >= self.after:
             self.then()
             self.then = lambda: None
+
+    def queries(self, done: int, failed: int, share: float, load: LoadStart) -> None: ...
 
     def trial_ended(self, trial: Trial, result: Result) -> None: ...
 
