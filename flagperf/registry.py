@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 import tomllib
 import types
@@ -288,15 +289,24 @@ def installed(name: str, requires: Sequence[Requirement]) -> Availability:
     """Say whether distributions are installed that something called `name` needs."""
     version = ""
     for need in requires:
-        try:
-            version = importlib.metadata.version(need.distribution)
-        except importlib.metadata.PackageNotFoundError:
+        if os.environ.get(need.elsewhere):
+            continue
+        versions = [each for name in (need.distribution, *need.names) if (each := _version(name))]
+        if not versions:
             reason = f"{need.distribution} isn't installed"
             return Availability(name=name, available=False, reason=reason, remedy=need.install)
+        version = versions[0]
         if not SpecifierSet(need.versions, prereleases=True).contains(version):
             reason = f"{need.distribution} is {version}; {need.versions} is needed"
             return Availability(name=name, available=False, reason=reason, remedy=need.install, version=version)
     return Availability(name=name, available=True, version=version)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class Registries:

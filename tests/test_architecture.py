@@ -21,7 +21,7 @@ LAYERS = [
     {"vendor", "accelerator", "case", "launchers"},
     {"context"},
     {"engine", "sweep", "kernel", "kernels", "specification", "specifications"},
-    {"training"},
+    {"training", "inference"},
     {"engines", "worker"},
     {"plan", "collect"},
     {"run", "submit", "conformance"},

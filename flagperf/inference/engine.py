@@ -16,6 +16,7 @@ import torch
 
 from flagperf.context import RankContext
 from flagperf.schema.decoder import Decoder
+from flagperf.schema.event import Memory
 from flagperf.schema.inference import Agreement, Fault, HeldByInference, LoadSettings
 from flagperf.schema.trial import Trial
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from flagperf.case import Case
 from flagperf.errors import UnknownName, UsageError
@@ -13,10 +13,13 @@ from flagperf.plan.options import Options
 from flagperf.plan.trials import Size, check_ranks, sized
 from flagperf.registry import Registries
 from flagperf.schema.contest import Arm
-from flagperf.schema.inference import Scenario
+from flagperf.schema.inference import Scenario, told
 from flagperf.schema.layout import Layout
 from flagperf.schema.trial import Trial
 from flagperf.vendor import Vendor
+
+if TYPE_CHECKING:
+    from flagperf.inference.engine import InferenceEngine
 
 
 def inference_templates(
@@ -48,7 +51,7 @@ def _template(
         raise UsageError(f"The engine {engine.name!r} can't {case.task}.", "Choose another: `flagperf list engines`.")
     if arm.layout != Layout():
         raise UsageError(f"The engine {engine.name!r} takes no layout; {arm} was asked for.")
-    registries.engines.load(arm.engine)  # says what is missing before anything starts
+    runs: type[InferenceEngine] = registries.engines.load(arm.engine)  # says what is missing before anything starts
     check_engine(engine, vendor, size.dtype)
     trial = Trial(
         id="",
@@ -66,13 +69,14 @@ def _template(
         scale=scale,
         protocol=size.protocol,
         settings=size.settings,
-        metrics=case.metrics,
+        metrics=told(scenario, case.metrics),
         threads=vendor.threads(1),
         memory_limit=options.memory_limit,
         plugins=options.plugins,
     )
     made: Case = registries.cases.load(case.name)(trial)
     made.check_layout()
+    runs.check(trial)
     return trial
 
 

@@ -20,6 +20,10 @@ class Requirement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     versions: str = ""
     """Those it works with, as PEP 440 writes it: `>=2.6`, `==1.0.1`; empty for any."""
     install: str
+    names: list[str] = []
+    """Of distributions that serve as well: builds for other hardware."""
+    elsewhere: str = ""
+    """Environment variable that names another Python, which has it: then it isn't looked for in this one."""
 
     def __post_init__(self) -> None:
         SpecifierSet(self.versions)  # raises ValueError, which makes the manifest one that can't be read
