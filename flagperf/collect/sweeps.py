@@ -21,7 +21,7 @@ from flagperf.schema.chip import Chip
 from flagperf.schema.event import Key
 from flagperf.schema.metric import MetricValue
 from flagperf.schema.result import Comparison, Reason, Result
-from flagperf.schema.sweep import Bound, Point, PointRatio, Roofs, Samples
+from flagperf.schema.sweep import Bound, ClaimedRatio, Point, PointRatio, Roofs, Samples
 from flagperf.schema.trial import Trial
 from flagperf.statistics import compare_pairs, compare_rounds, quantile_interval
 
@@ -105,7 +105,25 @@ def sweep_notes(points: Sequence[Point]) -> Iterator[Reason]:
             f"Measured by {source}: providers one after the other, not in turn.",
             "What changed on the machine meanwhile is in their ratios; `flagperf run` measures in turn.",
         )
+    yield from _claims(points)
     yield from specification_notes(points)
+
+
+def _claims(points: Sequence[Point]) -> Iterator[Reason]:
+    """Tell what has been published of these providers beside what was measured."""
+    found = [point for point in points if "claim" in point.facts and point.speedup and point.speedup.ratio]
+    if not found:
+        return
+    best = max(found, key=lambda point: point.speedup.ratio if point.speedup and point.speedup.ratio else 0.0)
+    claim, told = msgspec.convert(best.facts["claim"], ClaimedRatio), best.speedup
+    assert told is not None and told.ratio is not None
+    interval = f" ({told.low:.2f} to {told.high:.2f})" if told.low is not None and told.high is not None else ""
+    yield Reason(
+        "claim",
+        f"{claim.title}, say the {claim.source}. Here {best.provider} reached {told.ratio:.2f} times the speed of "
+        f"{told.baseline}{interval}, at {shown(best.at)}.",
+        "No set-up is published with the claim; hold it against what was measured on hardware of your own.",
+    )
 
 
 def compare_points(results: Sequence[Result]) -> list[Comparison]:

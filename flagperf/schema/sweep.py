@@ -79,6 +79,15 @@ class Roofs(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes/s that a stream over memory larger than the caches reads and writes."""
 
 
+class ClaimedRatio(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A published ratio of speeds, other providers over the first, told beside what was measured."""
+
+    title: str
+    title_zh: str = ""
+    ratio: float
+    source: str
+
+
 class PointRatio(msgspec.Struct, frozen=True, kw_only=True):
     """A provider's speed ÷ the baseline's at the same point, from the rounds in which they took turns."""
 
