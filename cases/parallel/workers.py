@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flagperf.vendor import Runtime
 
 SERIAL = "serial"
-_METHOD = "spawn"
+_METHOD: Literal["spawn"] = "spawn"
 """A fork would have the threads of torch, but not run them."""
 _STARTING = 300.0
 """Seconds that a worker may take until it's ready."""
