@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-fast fuzz test-bmtrain study lint benchmarks wheel clean
+.PHONY: help bench test test-fast fuzz test-bmtrain test-vllm study lint benchmarks wheel clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ fuzz: $(VENV)/.developed  ## A million damaged outputs for each vendor's parser:
 test-bmtrain: $(VENV)/.developed  ## BMTrain's own tests: BMTRAIN=a checkout or the sdist of 1.0.1 [NAMES="optim store"]
 	@test -e "$(BMTRAIN)" || { echo "Say where: make test-bmtrain BMTRAIN=PATH (pip download --no-deps --no-binary :all: bmtrain==1.0.1)" >&2; exit 1; }
 	$(BIN)/python tests/engines/bmtrain/upstream.py "$(BMTRAIN)" $(NAMES)
+
+test-vllm: $(VENV)/vllm/.installed  ## The engine vllm against the real vLLM, in an environment of its own: 2.5 GB
+	FLAGPERF_VLLM_PYTHON=$(CURDIR)/$(VENV)/vllm/bin/python $(BIN)/python -m pytest tests/inference/test_vllm.py
 
 study: $(VENV)/.installed  ## BMTrain and Megatron + DeepSpeed over slow links: an hour, as root, into docs/studies
 	$(BIN)/python docs/studies/bmtrain-vs-megatron/study.py
@@ -62,6 +65,10 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.developed: $(VENV)/.installed
 	$(PIP) -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/vllm/.installed: tests/inference/vllm_environment.py | $(VENV)/.developed
+	$(BIN)/python $< $(VENV)/vllm
 	@touch $@
 
 $(VENV)/.benched: $(VENV)/.developed

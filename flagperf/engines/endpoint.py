@@ -196,6 +196,11 @@ class Endpoint(InferenceEngine):
         for ids in kinds:
             for extended in (True, False):
                 broken = self._client.try_out(_PROBE, Form(ids, extended, self.server.chat))
+                if broken is None and self.checked and not self._client.counted["ids"]:
+                    raise FlagPerfError(
+                        f"The server at {self._client.url} doesn't tell its tokens' ids: its answers can't be checked.",
+                        "vLLM and SGLang tell them in streams of completions. Or leave out same_weights.",
+                    )
                 if broken is None:
                     return "token ids" if ids else "a chat's message" if self.server.chat else "text"
                 said = f"{broken.fault}: {broken.why}"

@@ -244,8 +244,10 @@ def test_answers_are_checked_where_the_weights_are_the_cases(started: Callable[.
     """Of another model's nothing can be checked; and a server that takes no ids can't be checked at all."""
     assert not started("good").checked
     assert started("good", same_weights=True).checked
-    with pytest.raises(FlagPerfError, match="no"):
+    with pytest.raises(FlagPerfError, match="input should be a valid string"):
         started("noids", same_weights=True)
+    with pytest.raises(FlagPerfError, match="doesn't tell its tokens' ids"):
+        started("last", same_weights=True)
 
 
 def test_a_key_comes_from_the_environment(
