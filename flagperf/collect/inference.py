@@ -246,6 +246,12 @@ def inference_notes(trial: Trial, served: Served) -> Iterator[Reason]:
         )
     if served.load is not None:
         yield from late_note(served.load, served.complete)
+    if served.load is not None and served.agreement is None:
+        yield Reason(
+            "unchecked",
+            "Answers weren't checked: the server's model isn't known to be the case's.",
+            "If it has these very weights: --set same_weights=true",
+        )
     sizes = [len(served.complete)]
     if trial.scenario == "concurrency":
         sizes = np.unique(served.complete.clients, return_counts=True)[1].tolist()

@@ -39,12 +39,13 @@ class Launched(Endpoint):
 
     @classmethod
     def check(cls, trial: Trial) -> None:
-        """Refuse a Python that hasn't the server, a server by URL, and quantisation that it would do its own way."""
-        if trial.settings.get("url"):
-            raise UsageError(f"{cls.title} is started for the trial; a url was given.", "For that: --engine endpoint")
+        """Refuse quantisation, which the server would do its own way, and a Python that hasn't the server."""
         if trial.settings.get("quantized"):
             raise UsageError(f"{cls.title} isn't given quantized weights.", "Leave --set quantized out.")
-        find = f"import importlib.util as u, sys; sys.exit(u.find_spec({cls.module!r}) is None)"
+        # A folder of the name where the command is run is found, too, but has no origin.
+        find = (
+            f"import importlib.util as u, sys; sys.exit(getattr(u.find_spec({cls.module!r}), 'origin', None) is None)"
+        )
         try:
             found = subprocess.run([cls.python(), "-c", find], check=False, timeout=60, capture_output=True).returncode
         except (OSError, subprocess.SubprocessError) as error:

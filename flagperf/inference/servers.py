@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,12 @@ _TAIL = 15
 """Lines of its output that an error shows."""
 
 
+def _inherited() -> dict[str, str]:
+    """Return the environment without what tells a process that it's a rank: a server would take it for itself."""
+    ranks = re.compile(r"(|LOCAL_|GROUP_|ROLE_)(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
+    return {name: value for name, value in os.environ.items() if not ranks.fullmatch(name)}
+
+
 def free_port() -> int:
     """Return a port of the loopback that nothing listens on just now."""
     with socket.socket() as probe:
@@ -48,7 +55,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment, "FLAGPERF_PARENT": str(os.getpid())},
+                env={**_inherited(), **environment, "FLAGPERF_PARENT": str(os.getpid())},
             )
 
     def wait(self, path: str = "/health") -> None:
