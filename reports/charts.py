@@ -338,6 +338,9 @@ _SENSORS = {
 """What is drawn of telemetry: the text's key, the sensor, and the unit it is shown in; a `*` is each of the devices."""
 
 
+_OF_HOST = ("used", "load")
+
+
 def telemetry_charts(group: Group, arms: Sequence[str]) -> list[Chart]:
     """Return one chart a sensor: all trials one after another, measured steps shaded."""
     views = [view for view in group.trials if len(view.telemetry.ns)][:MOST_TRIALS]
@@ -348,14 +351,17 @@ def telemetry_charts(group: Group, arms: Sequence[str]) -> list[Chart]:
     unit = Scale(60.0, "min") if end - origin > 600e9 else Scale(1.0, "s")
     shaded: Columns = {"start": [], "stop": [], "arm": [], "trial": []}
     for view in views:
-        if view.window is not None:
-            edges = ((view.window.start_ns, "start"), (view.window.stop_ns, "stop"))
+        if (span := view.span) is not None:
+            edges = ((span.start_ns, "start"), (span.stop_ns, "stop"))
             for edge, name in edges:
                 shaded[name] += compact([(edge - origin) / 1e9 / unit.factor])
             shaded["arm"].append(view.arm)
             shaded["trial"].append(view.result.id)
     made = []
+    left_out = _OF_HOST if group.first.scenario else ()  # of several scenarios a page would be full of them
     for key, (sensor, factor, shown) in _SENSORS.items():
+        if key in left_out:
+            continue
         chart = _sensor(group, views, arms, key, sensor, factor, shown, origin, unit, shaded)
         if chart is not None:
             made.append(chart)
@@ -386,8 +392,8 @@ def _sensor(
             since = (times - origin) / 1e9 / unit.factor
             part = binned(since, values / factor, share(len(views) * max(1, len(view.devices) * of_devices)))
             parts.append({**part, **_repeated(view, len(part["x"]), device)})
-            if view.window is not None:
-                inside = (times >= view.window.start_ns) & (times <= view.window.stop_ns)
+            if (span := view.span) is not None:
+                inside = (times >= span.start_ns) & (times <= span.stop_ns)
                 during += (values[inside] / factor).tolist()
     if not parts:
         return None

@@ -16,7 +16,9 @@ from flagperf.collect import survey
 from flagperf.collect.compare import compare, labels
 from flagperf.collect.contest import answers, sides, told
 from flagperf.collect.devices import trial_devices
+from flagperf.collect.inference import Served
 from flagperf.collect.journals import HarnessJournal, RankJournal, Telemetry, read_harness
+from flagperf.collect.resources import Span
 from flagperf.collect.runs import read_run
 from flagperf.collect.sweeps import compare_points
 from flagperf.collect.training import Window, window
@@ -56,11 +58,18 @@ class TrialView:
     environment: dict[str, dict[str, Any]]
     heard: Heard | None = None
     """Of a sweep, what its ranks told."""
+    served: Served | None = None
+    """Of an inference trial, its queries."""
 
     @property
     def valid(self) -> bool:
         """Whether it counts."""
         return self.result.verdict == "valid"
+
+    @property
+    def span(self) -> Window | Span | None:
+        """What was on the clock."""
+        return self.window if self.served is None else self.served.span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +113,8 @@ class Group:
     contest: ContestView | None = None
     sweep: SweepView | None = None
     """Of a sweep its points; the arms are its providers then, and its trials have none."""
+    clients: SweepView | None = None
+    """Of the scenario `concurrency` its numbers of clients as points, the engines being what sweeps call providers."""
 
     @property
     def first(self) -> Trial:
@@ -158,7 +169,10 @@ def load(folder: Path, index: int = 0, progress: Progress | None = None) -> RunV
 
 def _alike(trial: Trial) -> tuple[object, ...]:
     """Return what trials of a group have in common."""
-    return trial.case, trial.preset, trial.dtype, trial.ranks, trial.vendor, trial.protocol.global_batch
+    return (
+        *(trial.case, trial.preset, trial.scenario, trial.scale, trial.dtype, trial.ranks, trial.vendor),
+        trial.protocol.global_batch,
+    )
 
 
 def _curves(views: list[TrialView]) -> dict[tuple[str, str], dict[int, float]]:
@@ -185,6 +199,7 @@ def _view(record: TrialRecord, harness: HarnessJournal) -> TrialView:
         outcome=harness.outcomes.get(record.trial.id),
         environment=harness.environments.get(record.trial.id, {}),
         heard=hear(record),
+        served=record.served,
     )
 
 
@@ -202,10 +217,11 @@ def _group(name: str, run: Run, every: list[TrialView]) -> Group:
         return _contested(name, run, run.contest, every, called)
     if trials and trials[0].trial.swept:
         return _swept(name, run, trials)
-    group = _named(name, run, trials, called)
+    group, results = _named(name, run, trials, called), [view.result for view in trials]
+    if trials and trials[0].trial.scenario == "concurrency":
+        group = dataclasses.replace(group, clients=view_of(trials[0].trial, results, []))
     if len(arms) < 2:
         return group
-    results = [view.result for view in trials]
     try:
         baseline = compare(results, run.baseline, metrics=["step_time"])[0].baseline
     except UnknownName:  # the run's baseline isn't among these: the first takes its place

@@ -23,7 +23,7 @@ from flagperf.errors import FlagPerfError, UsageError
 from flagperf.metrics import catalogue
 from flagperf.schema import SCHEMA_VERSION
 
-from . import contest, environment, points, rules, scaling, sweeps, tables
+from . import contest, environment, points, rules, scaling, serving, serving_charts, sweeps, tables
 from .bundle import bundle
 from .charts import DASHES, MOST_TRIALS, Chart, charts
 from .data import Group, Progress, RunView, load
@@ -60,7 +60,7 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
     groups = [group for run in runs for group in run.groups]
     arms = list(dict.fromkeys(arm for group in groups for arm in group.arms))
     drawn = {group.id: charts(group, arms) for group in groups}
-    swept = {group.id: figures(group, group.sweep, arms) if group.sweep else [] for group in groups}
+    swept = {group.id: _figures(group, arms) for group in groups}
     scripts = {"vega": Markup(bundle()), "page": Markup(_resource("page.js"))}
     return (
         _environment()
@@ -73,18 +73,19 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
             verdicts={group.id: [(v, tables.plot(v.plotted)) for v in _verdicts(group)] for group in groups},
             contests={group.id: contest.shown(group) for group in groups},
             surveys={run.folder: scaling.shown(run) for run in runs},
+            servings={group.id: serving.shown(group) for group in groups},
             blocks={group.id: tables.blocks(group) for group in groups},
             trials={group.id: tables.trial_table(group) for group in groups},
             remarks={group.id: tables.remarks(group) for group in groups},
             glossary=_glossary(groups),
-            points={g.id: points.table(g.sweep) for g in groups if g.sweep},
-            everything={g.id: points.everything(g.sweep) for g in groups if g.sweep},
+            points={g.id: points.table(view) for g in groups if (view := g.sweep or g.clients)},
+            everything={g.id: points.everything(view) for g in groups if (view := g.sweep or g.clients)},
             charts=drawn,
             figures=swept,
             most_trials=MOST_TRIALS,
             machines={run.folder: environment.machine(run) for run in runs},
             costs={run.folder: environment.costs(run) for run in runs},
-            rules={g.id: sweeps.rules(g, g.sweep) if g.sweep else rules.rules(g) for g in groups},
+            rules={group.id: _rules(group, run.groups[0] is group) for run in runs for group in run.groups},
             repeats={run.folder: rules.repeat(run) for run in runs},
             colour={arm: index % COLOURS for index, arm in enumerate(arms)},
             dashes={arm: DASHES[index % len(DASHES)] for index, arm in enumerate(arms)},
@@ -98,6 +99,18 @@ def render(runs: Sequence[RunView], *, language: str = "auto", now: datetime | N
             generated=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
         )
     )
+
+
+def _figures(group: Group, arms: Sequence[str]) -> list[Figure]:
+    if group.first.scenario:
+        return serving_charts.figures(group, arms)
+    return figures(group, group.sweep, arms) if group.sweep else []
+
+
+def _rules(group: Group, first: bool) -> list[rules.Rule]:
+    if group.first.scenario:
+        return serving.rules(group, first=first)
+    return sweeps.rules(group, group.sweep) if group.sweep else rules.rules(group)
 
 
 def _verdicts(group: Group) -> list[Verdict]:
@@ -151,7 +164,7 @@ def _data(runs: Sequence[RunView]) -> dict[str, Any]:
 
 def _drawing(drawn: dict[str, list[Chart]], swept: dict[str, list[Figure]]) -> dict[str, Any]:
     """Return what the page's script needs to draw the charts, and the panels of figures."""
-    words = {key: both for key, both in texts().items() if key.startswith("axis.")}
+    words = {key: both for key, both in texts().items() if key.startswith(("axis.", "serving.axis_"))}
     panels = [panel for several in swept.values() for figure in several for panel in figure.panels]
     if panels:
         words |= {f"metric.{name}": title(name) for name in catalogue()}

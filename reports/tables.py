@@ -17,6 +17,8 @@ from .points import shown_metrics
 from .texts import Both, same, text, title
 
 _ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
+_MOST_FIGURES = 6
+"""Columns of figures in the table of trials, where the case doesn't choose."""
 _GROUPS = ("speed", "memory", "accuracy", "energy", "harness")
 
 
@@ -64,7 +66,8 @@ def blocks(group: Group) -> list[Block]:
     known = catalogue()
     measured = [name for view in group.trials if view.valid for name in view.result.metrics]
     names = list(dict.fromkeys(measured))
-    order = {name: number for number, name in enumerate(known)}
+    first = group.first.metrics if group.first.scenario else []  # they begin with what a scenario is judged by
+    order = {name: number for number, name in enumerate(dict.fromkeys([*first, *known]))}
     names.sort(key=lambda name: order.get(name, len(order)))
     found = []
     for kind in _GROUPS:
@@ -223,7 +226,9 @@ def trial_table(group: Group) -> tuple[list[tuple[Both, str]], list[TrialRow]]:
     known = catalogue()
     present = {name for view in group.trials for name in view.result.metrics}
     names = [name for name, declared in known.items() if declared.compared and name in present]
-    names = names or sorted(present)[:6]
+    if group.first.scenario:
+        names = [name for name in group.first.metrics if name in names][:_MOST_FIGURES]
+    names = names or sorted(present)[:_MOST_FIGURES]
     scales = {
         name: scale(
             next(v.result.metrics[name].unit for v in group.trials if name in v.result.metrics),

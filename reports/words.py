@@ -10,6 +10,7 @@ from flagperf.schema.result import Comparison
 
 from .data import Group, LossDifference, leading_metric, loss_differences
 from .numbers import change, exact, median, percent, percent_above, scale
+from .serving import details
 from .texts import Both, same, sentences, text, title
 
 _SAID = {"invalid_left_out", "losses_differ", "losses_unchecked"}
@@ -30,6 +31,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     details: list[Both]
     candidate: str = ""
     baseline: str = ""
+    arm: str = ""
+    """The engine, where there is nothing to compare it with."""
     plotted: list[Comparison] = []
     question: Both = same("")
     """Of a contest, that it answers."""
@@ -46,9 +49,18 @@ def verdicts(group: Group) -> list[Verdict]:
         found = [_candidate(group, arm, differences) for arm in valid if arm != group.baseline]
     if not found:
         found = [_alone(group, arm) for arm in valid]
+    if group.first.scenario:
+        found = [_with_waits(group, verdict, valid) for verdict in found]
     return found + [
         invalid(text("verdict.arm_invalid", arm=arm), group, [arm]) for arm in group.arms if arm not in valid
     ]
+
+
+def _with_waits(group: Group, verdict: Verdict, valid: Sequence[str]) -> Verdict:
+    """Return a verdict on inference with how long users wait: of the engine it is about, or of both."""
+    about = [verdict.candidate, verdict.baseline] if verdict.candidate else [verdict.arm]
+    more = [said for arm in about if arm in valid for said in details(group, arm)]
+    return msgspec.structs.replace(verdict, details=[*verdict.details, *dict.fromkeys(more)])
 
 
 def invalid(headline: Both, group: Group, arms: Sequence[str] | None = None) -> Verdict:
@@ -89,7 +101,7 @@ def _alone(group: Group, arm: str) -> Verdict:
     details += left_out(group, [arm])
     if len(group.arms) == 1:
         details.append(text("verdict.alone_hint", arm=arm))
-    return Verdict(kind="measured", badge=text("badge.measured"), headline=headline, details=details)
+    return Verdict(kind="measured", badge=text("badge.measured"), headline=headline, details=details, arm=arm)
 
 
 def _candidate(group: Group, arm: str, differences: list[LossDifference]) -> Verdict:

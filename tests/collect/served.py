@@ -13,7 +13,7 @@ from collect import runs
 
 from flagperf.journal import Journal
 from flagperf.schema.event import Key
-from flagperf.schema.inference import Agreement, HeldByInference, Load, Query, Scenario, told
+from flagperf.schema.inference import Agreement, HeldByInference, Load, Query, Rule, Scenario, told
 from flagperf.schema.layout import Layout
 from flagperf.schema.trial import Outcome, Trial
 
@@ -124,11 +124,11 @@ def write(
     *,
     asked: Sequence[Query] | None = None,
     agreed: Agreement = AGREED,
-    reasons: Sequence[str] = ("Min queries not satisfied",),
+    broken: Sequence[Rule] = ("queries",),
     name: str = "served",
     **changes: Any,
 ) -> Path:
-    """Write a run; `engines` gives each one's time against the usual one's. `reasons` are LoadGen's for INVALID.
+    """Write a run; `engines` gives each one's time against the usual one's. `broken` are LoadGen's rules that are.
 
     `asked` goes before what the scenarios would ask.
     """
@@ -152,9 +152,9 @@ def write(
                 scenario=each.scenario,
                 seconds=1.0,
                 settings={"server_target_qps": 7.5} if each.scenario == "server" else {},
-                valid=not (by_loadgen and reasons),
-                reasons=list(reasons) if by_loadgen else [],
-                figures={"99.00_percentile_latency_ns": 1.0e8} if by_loadgen else {},
+                valid=not (by_loadgen and broken),
+                broken=list(broken) if by_loadgen else [],
+                figures={"query_count": float(len(kept))} if by_loadgen else {},
             )
             rank(place / "rank0.journal", each, kept, load, agreed)
             harness.write(Key.ENVIRONMENT, {"trial": each.id, "when": "after", **runs.environment()})

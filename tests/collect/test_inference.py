@@ -215,7 +215,7 @@ def test_without_a_load_a_plan_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_scenario_of_a_made_run_is_valid(tmp_path: Path) -> None:
-    folder = served.write(tmp_path / "run", served.trials(scenarios=SCENARIOS), reasons=())
+    folder = served.write(tmp_path / "run", served.trials(scenarios=SCENARIOS), broken=())
     found = {each.scenario: each for each in Store([folder]).results()}
     assert {each.verdict for each in found.values()} == {"valid"}
     assert found["server"].metrics["server_rate"].value == 7.5
