@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from collect import served
 from helpers import needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,8 @@ needs("aiohttp")
 
 from serving import CONTEXT, Server, tokens_of  # noqa: E402
 
+from flagperf.collect.inference import Served, inference_notes, inference_reasons  # noqa: E402
+from flagperf.collect.journals import read_rank  # noqa: E402
 from flagperf.collect.queries import QueryColumns  # noqa: E402
 from flagperf.engines.endpoint import Endpoint  # noqa: E402
 from flagperf.errors import FlagPerfError, Unavailable, UsageError  # noqa: E402
@@ -24,6 +28,9 @@ from flagperf.inference.answers import Answer, collected  # noqa: E402
 from flagperf.inference.client import Client, Form  # noqa: E402
 from flagperf.inference.completions import Broken, Stream  # noqa: E402
 from flagperf.inference.engine import Request  # noqa: E402
+from flagperf.journal import Journal  # noqa: E402
+from flagperf.schema.event import Key  # noqa: E402
+from flagperf.schema.inference import Load  # noqa: E402
 
 REQUESTS = [Request([5, place], 8, f"prompt {place}") for place in range(6)]
 
@@ -357,3 +364,15 @@ def test_recounting_keeps_the_total(counts: list[int], total: int) -> None:
     if total >= 2 * sum(counts):  # then none has become empty
         shares = [count * total / sum(counts) for count in counts]
         assert all(abs(got - share) <= 1 for got, share in zip(query.tokens, shares, strict=True))
+
+
+def test_a_burst_is_no_measurement(asked: Callable[..., list[Answer]], tmp_path: Path) -> None:
+    """The result is invalid and says so; and it's noted that answers weren't checked."""
+    with Journal(tmp_path / "rank0.journal", {"role": "rank", "trial": "000", "rank": 0, "world_size": 1}) as journal:
+        for answer in asked("burst"):
+            journal.write(Key.QUERY, answer.query())
+        journal.write(Key.LOAD, Load(scenario="singlestream", seconds=1.0))
+    (trial,) = served.trials(scenarios=["singlestream"])
+    found = Served(read_rank(tmp_path / "rank0.journal", 0))
+    assert [reason.code for reason in inference_reasons(trial, found)] == ["bursts"]
+    assert "unchecked" in {note.code for note in inference_notes(trial, found)}
