@@ -13,7 +13,7 @@ import numpy as np
 
 from flagperf.collect.inference import load_settings
 from flagperf.collect.loads import scaled_rules
-from flagperf.schema.inference import Load
+from flagperf.schema.inference import THROUGHPUTS, Load
 from flagperf.schema.trial import Trial
 
 from .data import Group, TrialView
@@ -26,6 +26,8 @@ MOST_ROWS = 100
 MOST_QUERIES = 20_000
 """Queries that can be had from the page; a run's journals have all."""
 _WAITS = ("ttft", "tpot", "latency")
+_OF_TOKENS = {"serving.prompts", "serving.bounds", "serving.right"}
+"""Rules that say nothing of a case whose answers aren't made of tokens."""
 _COLUMNS = ("trial", "engine", "query", "clients", "input", "asked", "tokens", "issued", "ttft", "tpot", "latency")
 
 
@@ -217,8 +219,9 @@ def rules(group: Group, *, first: bool = True) -> list[Rule]:
         ("rules.effect", text("rules.effect_value", effect=exact(protocol.minimum_effect))),
         ("rules.order", text("rules.order_value")),
     ]
-    own = ("serving.scenario", "serving.duration")
-    return [(text(key), value) for key, value in fields if first or key in own]
+    own = {"serving.scenario", "serving.duration"}
+    left_out = set() if THROUGHPUTS[0] in trial.metrics else _OF_TOKENS
+    return [(text(key), value) for key, value in fields if (first or key in own) and key not in left_out]
 
 
 def _bound(seconds: float) -> str:

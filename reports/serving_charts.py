@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from flagperf.collect.clients import THROUGHPUT
 from flagperf.collect.inference import latencies, load_settings
 from flagperf.collect.points import Cell
 from flagperf.metrics import metric
@@ -48,7 +47,7 @@ def _cells(view: SweepView, *names: str) -> list[Cell]:
     return [cell for cell in view.cells if all(cell.value(name) is not None for name in names)]
 
 
-def _axis(name: str, values: Sequence[float], *, zero: bool = False) -> tuple[Any, Any]:
+def _axis(values: Sequence[float], *, zero: bool = False) -> tuple[Any, Any]:
     """Return scale and axis for some values: logarithmic where they are far apart."""
     ends = min(values), max(values)
     wide = ends[0] > 0 and ends[1] / ends[0] >= _WIDE
@@ -59,9 +58,9 @@ def _frontier(group: Group, view: SweepView, arms: Sequence[str]) -> list[Figure
     """Draw tokens a second against each of the times that a user waits, a point a number of clients."""
     import altair as alt
 
-    panels = []
+    panels, rate = [], view.sweep.leading
     for name in _ACROSS:
-        cells = _cells(view, THROUGHPUT, name)
+        cells = _cells(view, rate, name)
         if not cells:
             continue
         unit = scale("s", [cell.value(name) for cell in cells])
@@ -70,13 +69,13 @@ def _frontier(group: Group, view: SweepView, arms: Sequence[str]) -> list[Figure
             columns["arm"].append(cell.provider)
             columns["clients"].append(cell.at["clients"])
             columns["x"] += compact([(cell.value(name) or 0.0) / unit.factor])
-            columns["y"] += compact([cell.value(THROUGHPUT) or 0.0])
+            columns["y"] += compact([cell.value(rate) or 0.0])
         bound = _bounds(group).get(name.partition("_")[0])
         within = None if bound is None else bound / unit.factor
         reach = [*columns["x"], *([within] if within is not None and within < 4 * max(columns["x"]) else [])]
-        own, axis = _axis(name, reach)
-        heights, upright = _axis(THROUGHPUT, columns["y"], zero=True)
-        across, up = f"§metric.{name}|{unit.unit}", f"§metric.{THROUGHPUT}|tokens/s"
+        own, axis = _axis(reach)
+        heights, upright = _axis(columns["y"], zero=True)
+        across, up = f"§metric.{name}|{unit.unit}", f"§metric.{rate}|{metric(rate).unit}"
         x, y = (
             alt.X("x:Q", title=across, scale=own, axis=axis),
             alt.Y("y:Q", title=up, scale=heights, axis=upright),
@@ -124,7 +123,7 @@ def _over_clients(group: Group, view: SweepView, arms: Sequence[str]) -> list[Fi
         }
         bound = _bounds(group).get(name.partition("_")[0])
         limit = [] if bound is None else [bound / unit.factor]
-        own, axis = _axis(name, [*columns["y"], *limit], zero=True)
+        own, axis = _axis([*columns["y"], *limit], zero=True)
         clients = sorted({float(x) for x in columns["x"]})
         across = alt.X(
             "x:Q",
@@ -174,7 +173,7 @@ def _curves(group: Group, arms: Sequence[str]) -> list[Figure]:
         bound = _bounds(group).get(kind)
         limit = [] if bound is None else [bound / unit.factor]
         inside = [x for x in limit if ends[0] / 4 <= x <= ends[1] * 4]
-        own, axis = _axis(name, [*ends, *inside])
+        own, axis = _axis([*ends, *inside])
         lines: Columns = {key: [] for key in ("arm", "trial", "x", "y")}
         marks: Columns = {key: [] for key in ("arm", "trial", "x", "y")}
         for view, times in series:
@@ -232,19 +231,20 @@ def _said(group: Group, arm: str, kind: str, series: Sequence[tuple[Any, Floats]
 
 def _said_of_clients(view: SweepView) -> Both:
     """Say in words what the frontier shows: each engine's most, and at how many clients."""
-    said = []
+    said, rate = [], view.sweep.leading
+    unit = scale(metric(rate).unit, [])
     for engine in view.sweep.providers:
-        cells = [cell for cell in view.of(engine) if cell.value(THROUGHPUT) is not None]
+        cells = [cell for cell in view.of(engine) if cell.value(rate) is not None]
         if cells:
-            best = max(cells, key=lambda cell: cell.value(THROUGHPUT) or 0.0)
+            best = max(cells, key=lambda cell: cell.value(rate) or 0.0)
             least = min(cells, key=lambda cell: float(cell.at["clients"]))
             said.append(
                 text(
                     "serving.frontier_alt",
                     arm=engine,
-                    most=scale("tokens/s", []).full(best.value(THROUGHPUT), 3),
+                    most=unit.full(best.value(rate), 3),
                     clients=best.at["clients"],
-                    least=scale("tokens/s", []).full(least.value(THROUGHPUT), 3),
+                    least=unit.full(least.value(rate), 3),
                     fewest=least.at["clients"],
                 )
             )

@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 
 from flagperf.collect.compare import compare_results
+from flagperf.schema.inference import THROUGHPUTS
 from flagperf.schema.result import Comparison, Result
-
-THROUGHPUT = "output_tokens_per_second"
 
 
 def compare_clients(
@@ -18,8 +17,8 @@ def compare_clients(
 ) -> list[Comparison]:
     """Compare engines under the scenario `concurrency`, number by number of clients, with the first or another engine.
 
-    Trials of one run with the same number and seed are pairs. Compares throughput and the time a token unless others
-    are asked for; a number of clients that one of the two failed at isn't compared.
+    Trials of one run with the same number and seed are pairs. Compares throughput and the time a token, or an
+    answer, unless others are asked for; a number of clients that one of the two failed at isn't compared.
     """
     groups: dict[tuple[Any, ...], dict[str, list[Result]]] = {}
     for result in results:
@@ -33,8 +32,15 @@ def compare_clients(
         for engine in engines:
             if reference in engines and engine != reference:
                 sides = (engine, engines[engine]), (reference, engines[reference])
-                found += _at_each(*sides, metrics or (THROUGHPUT, "tpot_p50"))
+                found += _at_each(*sides, metrics or usual(engines[reference]))
     return found
+
+
+def usual(results: Sequence[Result]) -> list[str]:
+    """Return what numbers of clients are compared by: throughput, then the time a token or an answer."""
+    told = dict.fromkeys(name for result in results for point in result.points for name in point.metrics)
+    found = [[name for name in names if name in told][:1] for names in (THROUGHPUTS, ("tpot_p50", "latency_p50"))]
+    return [name for names in found for name in names]
 
 
 def _at_each(

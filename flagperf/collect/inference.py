@@ -16,7 +16,7 @@ from flagperf.collect.reduce import QUANTILES
 from flagperf.collect.resources import Span, put, put_energy, put_memory, put_telemetry_cost
 from flagperf.errors import FlagPerfError
 from flagperf.schema.event import Key
-from flagperf.schema.inference import Agreement, Load, LoadSettings, Probe
+from flagperf.schema.inference import THROUGHPUTS, Agreement, Load, LoadSettings, Probe
 from flagperf.schema.metric import MetricValue
 from flagperf.schema.result import SCALED, Reason
 from flagperf.schema.sweep import At, Point
@@ -110,10 +110,10 @@ def inference_metrics(
     values: dict[str, MetricValue] = {}
     complete, span = served.complete, served.span
     if trial.scenario == "concurrency":
-        name = "output_tokens_per_second"
-        best = [point.metrics[name] for point in points if name in point.metrics]
-        if best:
-            values[name] = max(best, key=lambda value: value.value)
+        for name in THROUGHPUTS:
+            best = [point.metrics[name] for point in points if name in point.metrics]
+            if best:
+                values[name] = max(best, key=lambda value: value.value)
     elif span is not None and served.load is not None:
         values |= query_metrics(trial, complete, span)
         rate = number(served.load.settings.get("server_target_qps"))
@@ -191,7 +191,8 @@ def inference_points(trial: Trial, served: Served) -> list[Point]:
             why = lost if len(asked) else "nothing was asked"
             points.append(Point(at=at, provider=trial.engine, verdict="failed", why=why))
         else:
-            metrics = query_metrics(trial, asked, span)
+            found = query_metrics(trial, asked, span)
+            metrics = {name: found[name] for name in trial.metrics or found if name in found}
             points.append(Point(at=at, provider=trial.engine, verdict="valid", metrics=metrics))
     return points
 

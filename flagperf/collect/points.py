@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from flagperf.collect.clients import THROUGHPUT, compare_clients
+from flagperf.collect.clients import compare_clients, usual
 from flagperf.collect.compare import environments
 from flagperf.collect.journals import read_rank
 from flagperf.collect.runs import read_run
@@ -119,7 +119,7 @@ def sweep_of(results: Sequence[Result]) -> Sweep:
         name = shown(point.at)
         points.setdefault(name, point.at)
         found.setdefault((point.provider, name), []).append(point)
-    told = compare_clients(results, metrics=(THROUGHPUT,)) if results[0].scenario else compare_points(results)
+    told = compare_clients(results, metrics=usual(results)[:1]) if results[0].scenario else compare_points(results)
     speeds = {(c.candidate, shown(c.at)): c for c in told if c.at is not None}
     axes: dict[str, list[Label]] = {}
     for at in points.values():

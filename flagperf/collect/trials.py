@@ -102,11 +102,15 @@ def read_trial(run_dir: Path, run: Run, trial: Trial, harness: HarnessJournal | 
 
 
 def _counted(trial: Trial, points: list[Point], reasons: Sequence[Reason]) -> list[Point]:
-    """Return the points; where those of an engine's trial rest on what is wrong with it as a whole, none counts."""
-    if not trial.scenario or not reasons:
+    """Return the points; none counts where something is wrong with an engine's trial as a whole.
+
+    Queries that failed are told by the numbers of clients at which they did.
+    """
+    whole = [reason for reason in reasons if reason.code != "queries_failed"]
+    if not trial.scenario or not whole:
         return points
-    verdict: PointVerdict = "wrong" if any(reason.code == "tokens_differ" for reason in reasons) else "failed"
-    why = reasons[0].message
+    verdict: PointVerdict = "wrong" if any(reason.code == "tokens_differ" for reason in whole) else "failed"
+    why = whole[0].message
     return [
         msgspec.structs.replace(point, verdict=verdict, why=why) if point.verdict == "valid" else point
         for point in points

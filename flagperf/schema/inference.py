@@ -29,11 +29,14 @@ TOLD: dict[Scenario, tuple[str, ...]] = {
     "offline": ("output_tokens_per_second", "queries_per_second", "tpot_p50", "tpot_p90", "tpot_p99"),
     "concurrency": (
         *("output_tokens_per_second", "ttft_p50", "tpot_p50", "goodput", "ttft_p99", "tpot_p99", "itl_p99"),
-        *("latency_p50", "latency_p99", "queries_per_second"),
+        *("queries_per_second", "latency_p50", "latency_p99"),
     ),
 }
 """Metrics of queries that say something of a scenario, the one that it is judged by first. Offline's first tokens, say,
 wait for all that was asked before them: their times tell how much was asked at once."""
+
+THROUGHPUTS = ("output_tokens_per_second", "queries_per_second")
+"""What numbers of clients are judged by: the first that a case has."""
 
 Task = Literal["generate", "classify"]
 """`generate`: tokens after a prompt, one by one. `classify`: one forward pass an input, of fixed size."""

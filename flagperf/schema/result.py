@@ -64,7 +64,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def swept(self) -> bool:
-        """Whether it has points that providers were measured at side by side; an engine's numbers of clients are none."""
+        """Whether its points are of providers side by side; an engine under numbers of clients has points too."""
         return bool(self.points) and not self.scenario
 
 
