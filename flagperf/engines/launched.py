@@ -15,6 +15,7 @@ from flagperf.errors import Unavailable, UsageError
 from flagperf.inference.engine import GenerationTask
 from flagperf.inference.servers import Server, free_port
 from flagperf.schema.event import Memory
+from flagperf.schema.inference import ServerSettings
 from flagperf.schema.trial import Trial
 
 
@@ -29,7 +30,7 @@ class Launched(Endpoint):
 
     def __init__(self, context: RankContext) -> None:
         super().__init__(context)
-        self.checked = True
+        self.server, self.checked = ServerSettings(), True
         self._process: Server | None = None
 
     @classmethod
@@ -66,16 +67,16 @@ class Launched(Endpoint):
     def start(self, task: GenerationTask) -> None:
         """Start the server and wait until it's ready."""
         port = free_port()
-        defaults = {name: value for name, value in self.environment(task).items() if name not in os.environ}
+        environment = {name: os.environ.get(name, value) for name, value in self.environment(task).items()}
         log = self.context.journal.path.parent / "output" / f"{self.module}.log"
         folder = task.folder()
         command = self.command(task, folder, port)
-        self._process = Server(self.title, command, port, defaults, log)
+        self._process = Server(self.title, command, port, environment, log)
         self._process.wait()
         self.connect(f"http://127.0.0.1:{port}/v1", task)
         self._told |= {
             "command": [word if word != str(folder) else folder.name for word in command[1:]],
-            "environment": defaults,
+            "environment": environment,
             "ready": self._process.seconds,
             "peak_rss_covers": "all processes of the server, from its start",
         }
@@ -87,6 +88,8 @@ class Launched(Endpoint):
 
     def close(self) -> None:
         """Drop the connections and end the server."""
-        super().close()
-        if self._process is not None:
-            self._process.end()
+        try:
+            super().close()
+        finally:
+            if self._process is not None:
+                self._process.end()
