@@ -120,11 +120,11 @@ class Watch:
     """Ends answers of which nothing comes any more, when it's told to look.
 
     One that has begun is given up after `patience` seconds without a token. One that hasn't may wait for its turn as
-    long as others go on. Raises FlagPerfError when nothing at all has come twice in a row.
+    long as others go on. Raises FlagPerfError when nothing at all has come so many times in a row.
     """
 
-    def __init__(self, patience: float) -> None:
-        self.patience = patience
+    def __init__(self, patience: float, times: int = 2) -> None:
+        self.patience, self.times = patience, times
         self._going: dict[int, Answer] = {}
         self._heard = self._looked = time.monotonic_ns()
         self._silences = 0
@@ -160,10 +160,10 @@ class Watch:
             self._heard = now
             for answer in going:
                 answer.failed("stalled", why)
-            if self._silences > 1:
+            if self._silences >= self.times:
+                often = " twice in a row" if self.times > 1 else ""
                 raise FlagPerfError(
-                    f"The engine has stalled: twice in a row nothing came for {self.patience:g} s, of {len(going)} "
-                    "queries.",
+                    f"The engine has stalled: nothing came for {self.patience:g} s{often}, of {len(going)} queries.",
                     "What it was doing may be in the trial's output; --set load.patience=SECONDS waits longer.",
                 )
             return
@@ -217,10 +217,10 @@ def collected(
 ) -> list[Answer]:
     """Submit requests at once and wait until all have ended; nothing is journalled.
 
-    Raises FlagPerfError where nothing comes for `patience` seconds, twice in a row.
+    Raises FlagPerfError where nothing comes for `patience` seconds.
     """
     left = threading.Semaphore(0)
-    watch = Watch(patience)
+    watch = Watch(patience, 1)
 
     def ended(answer: Answer) -> None:
         watch.ended(answer)

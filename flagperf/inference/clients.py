@@ -14,6 +14,8 @@ from flagperf.inference.rig import Rig
 from flagperf.schema.event import Key
 from flagperf.schema.inference import Load, LoadStart
 
+PATIENCE = 10
+"""Times as long as elsewhere an answer may take that is off the record."""
 LEAST_QUERIES = 2
 """A client has answered at least, however short the time is."""
 
@@ -32,7 +34,7 @@ def ask(rig: Rig, clients: int, seconds: float) -> float:
     going at the end are waited for, and count: leaving them out would favour short answers.
     """
     prompts = _prompts(rig)
-    collected(rig.engine.submit, [rig.requests[next(prompts)] for _ in range(clients)])
+    collected(rig.engine.submit, [rig.requests[next(prompts)] for _ in range(clients)], PATIENCE * rig.load.patience)
     start = LoadStart(scenario="concurrency", seconds=seconds, queries=LEAST_QUERIES * clients, clients=clients)
     rig.recorder.write(Key.LOAD_START, start)
     over, watch = threading.Semaphore(0), Watch(rig.load.patience)
