@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, flagperf, needs
+from collect import served
+from helpers import ROOT, called, flagperf, needs
 
 PAGES = [
     *("README.md", "README.zh.md", "CONTRIBUTING.md", "docs/architecture.md"),
@@ -24,7 +25,7 @@ PAGES = [
         "docs/reports.md",
         "docs/reports.zh.md",
     ),
-    *("docs/collectives.md", "docs/collectives.zh.md"),
+    *("docs/collectives.md", "docs/collectives.zh.md", "docs/inference.md", "docs/inference.zh.md"),
     *("docs/studies/bmtrain-vs-megatron/README.md", "docs/studies/bmtrain-vs-megatron/README.zh.md"),
 ]
 
@@ -48,7 +49,7 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_both_languages_show_the_same_commands() -> None:
     for page in ("README", "docs/vendors"):
         assert commands(f"{page}.md") == commands(f"{page}.zh.md") != []
-    for page in ("collectives", "measuring", "engines"):
+    for page in ("collectives", "measuring", "engines", "inference"):
         assert indented(f"{page}.md") == indented(f"{page}.zh.md") != []
 
 
@@ -61,6 +62,17 @@ def test_the_commands_on_engines_run(tmp_path: Path) -> None:
     needs("bmtrain", "deepspeed", "megatron-core")
     for line in indented("engines.md"):
         done = flagperf(*shlex.split(line)[1:], cwd=tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_the_commands_on_inference_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with one run, made up: the others start nothing."""
+    served.write(tmp_path / "runs" / "made", served.trials(scenarios=["offline"]))
+    monkeypatch.chdir(tmp_path)
+    for line in indented("inference.md"):
+        words = shlex.split(line)[1:]
+        assert words[0] != "run" or "--dry-run" in words
+        done = called(*words)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
