@@ -66,9 +66,10 @@ def from_file(load: LoadSettings, encode: Encode, vocabulary: int, seed: int) ->
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The prompts in {path} can't be read: {error}.") from None
-    limits = drawn(load.output, text.count("\n") + 1, np.random.default_rng([seed, load.count])).tolist()
+    lines = text.split("\n")  # JSON may have the other separators of lines in its strings
+    limits = drawn(load.output, len(lines), np.random.default_rng([seed, load.count])).tolist()
     requests = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
