@@ -33,10 +33,10 @@ class Vllm(Launched):
         ]
 
     def environment(self, task: GenerationTask) -> dict[str, str]:
-        """Return what keeps it from the network, and on a CPU lets its threads share few cores.
+        """Return what keeps it from the network and, on a CPU, the room of its cache and how its engine is run.
 
-        With an engine in another process than the server the two starve each other on a few cores, and all tokens of
-        an answer come at once, at its end.
+        On few cores vLLM's usual way of running it has been seen to starve its server, which then sent all tokens of an
+        answer at its end. What the caller's environment says goes before all of this.
         """
         offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if self.context.runtime.device.type != "cpu":

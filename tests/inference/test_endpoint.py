@@ -227,6 +227,9 @@ def test_what_a_server_takes_is_found_out(started: Callable[..., Endpoint], serv
         "token ids",
         True,
     )
+    asked = server.bodies[-1]
+    assert (asked["prompt"], asked["temperature"], asked["stream"]) == ([1, 2, 3, 4], 0, True)
+    assert (asked["ignore_eos"], asked["return_token_ids"]) == (True, True)
     strict = started("strict").facts()
     assert (strict["prompts"], strict["ends_ignored"]) == ("token ids", False)
     assert started("noids").facts()["prompts"] == "text"
