@@ -110,10 +110,10 @@ def inference_metrics(
     values: dict[str, MetricValue] = {}
     complete, span = served.complete, served.span
     if trial.scenario == "concurrency":
-        for name in THROUGHPUTS:
-            best = [point.metrics[name] for point in points if name in point.metrics]
-            if best:
-                values[name] = max(best, key=lambda value: value.value)
+        name = next((name for name in THROUGHPUTS if any(name in point.metrics for point in points)), "")
+        best = [point.metrics[name] for point in points if name in point.metrics]
+        if best:
+            values[name] = max(best, key=lambda value: value.value)
     elif span is not None and served.load is not None:
         values |= query_metrics(trial, complete, span)
         rate = number(served.load.settings.get("server_target_qps"))
