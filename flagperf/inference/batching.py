@@ -24,6 +24,8 @@ SPAN = 64
 """Positions that views of the cache are rounded up to: a compiler then sees few sizes."""
 PREFILL = 2048
 """Tokens, padding included, of prompts that are read in one step, unless a single one is longer."""
+DYNAMIC: dict[int, Sequence[int]] = {0: (0, 1), 1: (0,), 2: (0,), 3: (1, 3)}
+"""Dimensions of a module's arguments that change: rows, tokens read, positions."""
 
 
 class _Row:
@@ -49,14 +51,18 @@ class Batcher:
     def __init__(self, engine: ModuleEngine, task: GenerationTask) -> None:
         self._device, self._functional = engine.context.runtime.device, engine.functional
         self._sizes = _Sizes(task.load.batch, task.decoder.seq_len)
-        shape = (*self._sizes, task.decoder.kv_heads, task.decoder.head_dim)
-        self._cache = [
-            torch.zeros(shape, dtype=task.dtype, device=self._device) for _ in range(2 * task.decoder.layers)
-        ]
-        self._prefixes = PrefixCache(tensor_bytes(self._cache)) if task.prefix_cache else None
+        rows, capacity = self._sizes
+        model = task.decoder
+        # Room for one position more than there are, so that no view is contiguous: a compiler would tell these apart.
+        shape = (model.layers, rows, 2 * model.kv_heads, capacity + 1, model.head_dim)
+        self._cache = torch.zeros(shape, dtype=task.dtype, device=self._device)
+        self._prefixes = PrefixCache(self._cache.nbytes) if task.prefix_cache else None
         module = task.module(functional=engine.functional).eval().to(self._device)
         self._weights = tensor_bytes([*module.parameters(), *module.buffers()])
-        self._step = engine.compile(module, self._examples(), self._dynamic())
+        self._step = engine.compile(module, self._examples(min(2, rows), 3), DYNAMIC)
+        with torch.inference_mode():
+            for few, width in {(1, 1), (1, 3), (rows, 1), (rows, 3)}:  # whose code compilers make when first called
+                self._step(*self._examples(few, width))
         self._rows: list[_Row] = []
         self._queue: deque[_Row] = deque()
         self._wake = threading.Condition()
@@ -83,7 +89,7 @@ class Batcher:
     def held(self) -> HeldByInference:
         """Return the bytes of weights and cache."""
         kept = self._prefixes.bytes if self._prefixes is not None else 0
-        return HeldByInference(weights=self._weights, cache=tensor_bytes(self._cache) + kept)
+        return HeldByInference(weights=self._weights, cache=self._cache.nbytes + kept)
 
     def facts(self) -> dict[str, object]:
         """Return how requests are batched, and how that went so far."""
@@ -103,21 +109,16 @@ class Batcher:
             self._wake.notify()
         self._thread.join()
 
-    def _examples(self) -> tuple[torch.Tensor, ...]:
-        """Return arguments of the module: two rows, that read three tokens each."""
-        rows = min(2, self._sizes.rows)
-        tokens = torch.zeros(rows, 3, dtype=torch.int64, device=self._device)
+    def _examples(self, rows: int, width: int) -> tuple[torch.Tensor, ...]:
+        """Return arguments of the module: rows that read `width` tokens each."""
+        tokens = torch.zeros(rows, width, dtype=torch.int64, device=self._device)
         past = torch.arange(rows, device=self._device)
-        return tokens, past, torch.full_like(past, 3), *self._views(0, rows, SPAN)
+        return tokens, past, torch.full_like(past, width), self._view(0, rows, SPAN)
 
-    def _dynamic(self) -> dict[int, Sequence[int]]:
-        sizes: dict[int, Sequence[int]] = {0: (0, 1), 1: (0,), 2: (0,)}
-        return sizes | {3 + place: (0, 1) for place in range(len(self._cache))}
-
-    def _views(self, first: int, last: int, span: int) -> list[torch.Tensor]:
+    def _view(self, first: int, last: int, span: int) -> torch.Tensor:
         """Return the cache of some rows, with room for `span` positions or as many as there are."""
         rounded = min(-(-max(span, 1) // SPAN) * SPAN, self._sizes.capacity)
-        return [each[first:last, :rounded] for each in self._cache]
+        return self._cache[:, first:last, :, :rounded]
 
     def _run(self) -> None:
         with torch.inference_mode():
@@ -156,14 +157,14 @@ class Batcher:
         first = len(self._rows)
         for place, row in enumerate(taken):
             if self._prefixes is not None:
-                row.past = self._prefixes.restore(row.request.prompt, [each[first + place] for each in self._cache])
+                row.past = self._prefixes.restore(row.request.prompt, self._cache[:, first + place])
         unread = [row.request.prompt[row.past :] for row in taken]
         self._rows += taken
         self._reads += 1
         self._forward(taken, first, unread)
         if self._prefixes is not None:
             for place, row in enumerate(taken):
-                self._prefixes.keep(row.request.prompt, [each[first + place] for each in self._cache])
+                self._prefixes.keep(row.request.prompt, self._cache[:, first + place])
         self._leave()
 
     def _advance(self) -> None:
@@ -180,16 +181,15 @@ class Batcher:
         past = torch.tensor([row.past for row in rows], device=self._device)
         count = torch.tensor([len(each) for each in unread], device=self._device)
         longest = max(row.past for row in rows) + (0 if self._functional else width)
-        views = self._views(first, first + len(rows), longest)
+        view = self._view(first, first + len(rows), longest)
         if self._functional:
-            logits, *made = self._step(tokens, past, count, *views)
+            logits, made = self._step(tokens, past, count, view)
             places = torch.arange(first, first + len(rows), device=self._device).unsqueeze(1)
             positions = past.unsqueeze(1) + torch.arange(width, device=self._device)
-            positions.clamp_(max=self._sizes.capacity - 1)
-            for cache, new in zip(self._cache, made, strict=True):
-                cache[places, positions] = new
+            positions.clamp_(max=self._sizes.capacity)
+            self._cache[:, places, :, positions] = made.permute(1, 3, 0, 2, 4)
         else:
-            logits = self._step(tokens, past, count, *views)
+            logits = self._step(tokens, past, count, view)
         likeliest = logits.argmax(-1).tolist()
         for row, token, read in zip(rows, likeliest, unread, strict=True):
             row.past += len(read)
@@ -209,8 +209,7 @@ class Batcher:
         last = self._rows.pop()
         if place < len(self._rows):
             self._rows[place] = last
-            for cache in self._cache:
-                cache[place, : last.past] = cache[len(self._rows), : last.past]
+            self._cache[:, place, :, : last.past] = self._cache[:, len(self._rows), :, : last.past]
 
     def _fail(self, rows: Sequence[_Row], fault: Fault, why: str) -> None:
         for row in list(rows):

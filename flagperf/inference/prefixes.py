@@ -22,14 +22,14 @@ class PrefixCache:
         self.room = room
         """Bytes that blocks may take."""
         self.bytes = 0
-        self._blocks: OrderedDict[tuple[int, ...], list[torch.Tensor]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
         self._asked = self._known = 0
 
-    def restore(self, prompt: Sequence[int], row: Sequence[torch.Tensor]) -> int:
+    def restore(self, prompt: Sequence[int], row: torch.Tensor) -> int:
         """Copy what is known of a prompt's beginning into a row; return how many tokens that is.
 
-        At least one token is left to read: without it there would be nothing to go on from. `row` is each layer's keys
-        and values, [P, kv_heads, head_dim] each.
+        At least one token is left to read: without it there would be nothing to go on from. `row` is
+        [layers, 2·kv_heads, P, head_dim].
         """
         self._asked += len(prompt)
         end = 0
@@ -39,23 +39,21 @@ class PrefixCache:
             if block is None:
                 break
             self._blocks.move_to_end(key)
-            for target, source in zip(row, block, strict=True):
-                target[end : end + BLOCK] = source
+            row[:, :, end : end + BLOCK] = block
             end += BLOCK
         self._known += end
         return end
 
-    def keep(self, prompt: Sequence[int], row: Sequence[torch.Tensor]) -> None:
+    def keep(self, prompt: Sequence[int], row: torch.Tensor) -> None:
         """Keep the blocks of a prompt that has been read."""
         for end in range(BLOCK, len(prompt) + 1, BLOCK):
             key = tuple(prompt[:end])
             if key not in self._blocks:
-                block = [each[end - BLOCK : end].clone() for each in row]
-                self._blocks[key] = block
-                self.bytes += sum(each.nbytes for each in block)
+                block = self._blocks[key] = row[:, :, end - BLOCK : end].clone()
+                self.bytes += block.nbytes
         while self.bytes > self.room:
             _, gone = self._blocks.popitem(last=False)
-            self.bytes -= sum(each.nbytes for each in gone)
+            self.bytes -= gone.nbytes
 
     def facts(self) -> dict[str, object]:
         """Return how much of what was asked was known."""
