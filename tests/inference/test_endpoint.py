@@ -154,9 +154,18 @@ def test_every_fault_is_counted(asked: Callable[..., list[Answer]], kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["stall", "comments"])
-def test_a_stalled_stream_is_given_up(asked: Callable[..., list[Answer]], kind: str) -> None:
+def test_a_stalled_stream_is_given_up(client: Client, server: Server, kind: str) -> None:
     """Also one that sends signs of life, but no token."""
-    for answer in asked(kind, REQUESTS[:2], patience=0.4):
+    client.url, client.form = server.url(kind), Form(ids=True, extended=True)
+    answers: list[Any] = []
+
+    def submit(request: Request, reply: Any) -> None:
+        answers.append(reply)
+        client.submit(request, reply)
+
+    with pytest.raises(FlagPerfError, match="stalled"):
+        collected(submit, REQUESTS[:2], 0.4)
+    for answer in answers:
         assert answer.fault == "stalled"
         assert answer.ids == tokens_of(answer.request.prompt, 2)
 
