@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flagperf.collect.inference import latencies, load_settings
+from flagperf.collect.inference import latencies, load_settings, percentile
 from flagperf.collect.points import Cell
 from flagperf.metrics import metric
 from flagperf.schema.inference import TOLD
@@ -178,7 +178,7 @@ def _curves(group: Group, arms: Sequence[str]) -> list[Figure]:
         marks: Columns = {key: [] for key in ("arm", "trial", "x", "y")}
         for view, times in series:
             xs, ys = quantiles(times / unit.factor, share(len(series)))
-            at = compact(np.quantile(times, _LEVELS) / unit.factor)
+            at = compact([percentile(times, q) / unit.factor for q in _LEVELS])
             for rows, values, shares in ((lines, xs, ys), (marks, at, list(_LEVELS))):
                 rows["x"] += values
                 rows["y"] += shares
@@ -225,7 +225,7 @@ def _said(group: Group, arm: str, kind: str, series: Sequence[tuple[Any, Floats]
         return same("")
     joined = np.concatenate(own)
     unit = scale("s", [float(np.median(joined))])
-    ends = {f"p{round(100 * q)}": unit.full(float(np.quantile(joined, q)), 3) for q in _LEVELS}
+    ends = {f"p{round(100 * q)}": unit.full(percentile(joined, q), 3) for q in _LEVELS}
     return text("serving.curve_alt", arm=arm, what=text(f"serving.axis_{kind}"), **ends)
 
 

@@ -164,8 +164,13 @@ def query_metrics(trial: Trial, queries: Queries, span: Span) -> dict[str, Metri
             if len(series):
                 q = QUANTILES[how]
                 interval = quantile_interval(series, q)
-                put(values, f"{kind}_{level}", float(np.quantile(series, q)), len(series), interval)
+                put(values, f"{kind}_{level}", percentile(series, q), len(series), interval)
     return values
+
+
+def percentile(series: Floats, q: float) -> float:
+    """Return the least value that a share `q` of the values doesn't exceed, as LoadGen counts it."""
+    return float(np.quantile(series, q, method="inverted_cdf"))
 
 
 def _rate(came: Floats, counts: Floats, span: Span) -> tuple[float, tuple[float, float] | None]:

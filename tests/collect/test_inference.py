@@ -12,7 +12,7 @@ from collect import served
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagperf.collect.inference import Served, inference_points, inference_reasons, latencies, steady, whole
+from flagperf.collect.inference import Served, inference_points, inference_reasons, latencies, percentile, steady, whole
 from flagperf.collect.journals import read_rank
 from flagperf.collect.queries import NONE, Queries, QueryColumns
 from flagperf.collect.runs import read_run
@@ -105,6 +105,12 @@ def test_throughput_and_goodput_are_over_the_whole_scenario(tmp_path: Path) -> N
     assert values["latency_p99"].value == pytest.approx(0.5)
     interval = values["output_tokens_per_second"].low, values["output_tokens_per_second"].high
     assert interval[0] is not None and interval[0] < 50 / 9.5 < (interval[1] or 0)
+
+
+def test_percentiles_are_answers_as_load_gen_counts_them() -> None:
+    """Of 1 … 10: half are within 5, 90 % within 9, 99 % within 10."""
+    series = np.arange(10.0, 0.0, -1.0)
+    assert [percentile(series, q) for q in (0.5, 0.9, 0.99)] == [5.0, 9.0, 10.0]
 
 
 def test_a_rate_of_windows_that_are_alike_is_known_well(tmp_path: Path) -> None:
