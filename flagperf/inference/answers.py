@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +17,9 @@ from flagperf.schema.inference import Fault, Query
 
 FIRST_PATIENCE = 600.0
 """Seconds without a token before the measurement: a compiler may be at work."""
+
+RECORDED_EVERY = 0.2
+"""Seconds."""
 
 
 class Answer:
@@ -173,14 +176,16 @@ class Watch:
 
 
 class Recorder:
-    """Writes queries as they end, in a thread of its own: whoever makes tokens doesn't wait for a disk.
+    """Writes queries that have ended, in a thread of its own: whoever makes tokens doesn't wait for a disk.
 
-    While it runs nobody else may write to the journal.
+    It wakes a few times a second: to be woken by each query would cost more than writing it. While it runs nobody else
+    may write to the journal.
     """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._queue: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        self._waiting: deque[tuple[str, Any]] = deque()
+        self._over = threading.Event()
         self._error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
@@ -189,27 +194,32 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._queue.put(None)
+        self._over.set()
         self._thread.join()
         if self._error is not None:
             raise self._error
 
     def __call__(self, answer: Answer) -> None:
         """Keep an answer that has ended."""
-        self._queue.put((Key.QUERY, answer))
+        self.write(Key.QUERY, answer)
 
     def write(self, key: str, value: Any) -> None:
         """Keep something else."""
-        self._queue.put((key, value))
+        self._waiting.append((key, value))
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            key, value = item
-            try:
+        while not self._over.wait(RECORDED_EVERY):
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                key, value = self._waiting.popleft()
                 if self._error is None:
                     self._journal.write(key, value.query() if isinstance(value, Answer) else value)
-            except OSError as error:  # told when the scenario is over
-                self._error = error
+        except OSError as error:  # told when the scenario is over
+            self._error = error
 
 
 def collected(

@@ -101,12 +101,11 @@ def test_one_that_hangs_is_given_up(scenario: Scenario, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("fault", ["hang", "die"])
 def test_an_engine_that_hangs_or_dies_ends_the_load(fault: str, tmp_path: Path) -> None:
-    faults = {-1: fault} if fault == "hang" else {12: fault}
-    bench = Bench(tmp_path, Faulty(faults | dict.fromkeys(range(12), "")), scale=0.1, patience=0.2)
+    bench = Bench(tmp_path, Faulty({0: "", 1: "", 2: fault, -1: fault}), patience=0.1)  # 0 is the warm-up's
     with bench as rig, pytest.raises(FlagPerfError, match="stalled"):
         clients.run(rig)
     queries = bench.events("query")
-    assert sum(query.get("fault") == "stalled" for query in queries) >= 2
+    assert any(query.get("fault") == "stalled" for query in queries)
     assert any(query.get("done") for query in queries), "what was measured is kept"
 
 
