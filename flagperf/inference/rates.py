@@ -26,9 +26,9 @@ BISECTIONS = 4
 """After these the bracket is `FACTOR ** (1 / 16)` wide: 1.7 %."""
 BISECTIONS_SCALED = 2
 """Of a try-out, whose probes can't tell as much."""
-STEP_DOWN = 0.03
+STEP_DOWN = 0.02
 """By which a rate that turns out to be too high when it's measured is lowered; by twice as much each time …"""
-MOST_MEASURED = 4
+MOST_MEASURED = 5
 """… and how often at most it's measured. The last one counts, held or not."""
 
 
