@@ -16,11 +16,11 @@ from .model import Aquila, Attention, Block, RMSNorm
 class CachedAquila(nn.Module):
     """An Aquila that reads some tokens a row after `past` others, whose keys and values are in the cache.
 
-    `model(tokens [B, Q], past [B], count [B], cache [layers, B, 2·kv_heads, P, head_dim])`: row b has `past[b]` tokens
+    `model(tokens [B, Q], past [B], count [B], cache [B, layers, 2·kv_heads, P, head_dim])`: row b has `past[b]` tokens
     in the cache and reads `count[b]` more, the rest of its Q being padding on the right. Of a layer's cache the first
     kv_heads are keys, the others values. Returns the logits [B, V] after each row's last token.
 
-    With `functional`, new keys and values [layers, B, 2·kv_heads, Q, head_dim] follow the logits, and P need hold the
+    With `functional`, new keys and values [B, layers, 2·kv_heads, Q, head_dim] follow the logits, and P need hold the
     past only. Else they are written into the cache at their positions, for which P must have room.
     Parameters are those of `model`, shared and under the same names, but that rotary pairs are always half a head
     apart: rows of queries and keys are put in that order.
@@ -66,9 +66,9 @@ class CachedAquila(nn.Module):
             queries, new = self._projected(block.attention, _normed(block.attention_norm, x), cos, sin)
             if self.functional:
                 made.append(new.transpose(1, 2))
-                known_and_new = torch.cat([cache[number], made[-1]], 2)
+                known_and_new = torch.cat([cache[:, number], made[-1]], 2)
             else:
-                known_and_new = cache[number]
+                known_and_new = cache[:, number]
                 known_and_new[rows, :, turn] = new
             keys, values = known_and_new[:, :kv_heads], known_and_new[:, kv_heads:]
             if group > 1:
@@ -85,7 +85,7 @@ class CachedAquila(nn.Module):
             x = x + block.ffn.down(F.silu(gate) * up)
         last = x[rows.squeeze(1), count - 1]
         logits: Tensor = self.output(_normed(self.norm, last))
-        return (logits, torch.stack(made)) if self.functional else logits
+        return (logits, torch.stack(made, 1)) if self.functional else logits
 
     def _projected(self, attention: Attention, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries [B, Q, heads, head_dim] and keys and values [B, Q, 2·kv_heads, head_dim]; values unturned."""

@@ -25,7 +25,6 @@ class Inductor(ModuleEngine):
         """Return the module, compiled when it's first called; generated code is kept in FlagPerf's cache."""
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache() / "inductor"))
         compiled = torch.compile(module, fullgraph=True, dynamic=False)
-        torch._dynamo.config.recompile_limit = max(16, torch._dynamo.config.recompile_limit)
 
         def run(*arguments: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
             for place, dimensions in dynamic.items():

@@ -24,7 +24,7 @@ SPAN = 64
 """Positions that views of the cache are rounded up to: a compiler then sees few sizes."""
 PREFILL = 2048
 """Tokens, padding included, of prompts that are read in one step, unless a single one is longer."""
-DYNAMIC: dict[int, Sequence[int]] = {0: (0, 1), 1: (0,), 2: (0,), 3: (1, 3)}
+DYNAMIC: dict[int, Sequence[int]] = {0: (0, 1), 1: (0,), 2: (0,), 3: (0, 3)}
 """Dimensions of a module's arguments that change: rows, tokens read, positions."""
 
 
@@ -54,7 +54,7 @@ class Batcher:
         rows, capacity = self._sizes
         model = task.decoder
         # Room for one position more than there are, so that no view is contiguous: a compiler would tell these apart.
-        shape = (model.layers, rows, 2 * model.kv_heads, capacity + 1, model.head_dim)
+        shape = (rows, model.layers, 2 * model.kv_heads, capacity + 1, model.head_dim)
         self._cache = torch.zeros(shape, dtype=task.dtype, device=self._device)
         self._prefixes = PrefixCache(self._cache.nbytes) if task.prefix_cache else None
         module = task.module(functional=engine.functional).eval().to(self._device)
@@ -118,7 +118,7 @@ class Batcher:
     def _view(self, first: int, last: int, span: int) -> torch.Tensor:
         """Return the cache of some rows, with room for `span` positions or as many as there are."""
         rounded = min(-(-max(span, 1) // SPAN) * SPAN, self._sizes.capacity)
-        return self._cache[:, first:last, :, :rounded]
+        return self._cache[first:last, :, :, :rounded]
 
     def _run(self) -> None:
         with torch.inference_mode():
@@ -157,14 +157,14 @@ class Batcher:
         first = len(self._rows)
         for place, row in enumerate(taken):
             if self._prefixes is not None:
-                row.past = self._prefixes.restore(row.request.prompt, self._cache[:, first + place])
+                row.past = self._prefixes.restore(row.request.prompt, self._cache[first + place])
         unread = [row.request.prompt[row.past :] for row in taken]
         self._rows += taken
         self._reads += 1
         self._forward(taken, first, unread)
         if self._prefixes is not None:
             for place, row in enumerate(taken):
-                self._prefixes.keep(row.request.prompt, self._cache[:, first + place])
+                self._prefixes.keep(row.request.prompt, self._cache[first + place])
         self._leave()
 
     def _advance(self) -> None:
@@ -187,7 +187,7 @@ class Batcher:
             places = torch.arange(first, first + len(rows), device=self._device).unsqueeze(1)
             positions = past.unsqueeze(1) + torch.arange(width, device=self._device)
             positions.clamp_(max=self._sizes.capacity)
-            self._cache[:, places, :, positions] = made.permute(1, 3, 0, 2, 4)
+            self._cache[places, :, :, positions] = made.permute(0, 3, 1, 2, 4)
         else:
             logits = self._step(tokens, past, count, view)
         likeliest = logits.argmax(-1).tolist()
@@ -209,7 +209,7 @@ class Batcher:
         last = self._rows.pop()
         if place < len(self._rows):
             self._rows[place] = last
-            self._cache[:, place, :, : last.past] = self._cache[:, len(self._rows), :, : last.past]
+            self._cache[place, :, :, : last.past] = self._cache[len(self._rows), :, :, : last.past]
 
     def _fail(self, rows: Sequence[_Row], fault: Fault, why: str) -> None:
         for row in list(rows):
