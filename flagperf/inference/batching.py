@@ -20,8 +20,8 @@ from flagperf.schema.inference import Fault, HeldByInference
 if TYPE_CHECKING:
     from flagperf.inference.engine import GenerationTask, ModuleEngine, Reply, Request
 
-SPAN = 64
-"""Positions that views of the cache are rounded up to: a compiler then sees few sizes."""
+SPAN = 16
+"""Positions that views of the cache are rounded up to, so that memory is asked for in few sizes."""
 PREFILL = 2048
 """Tokens, padding included, of prompts that are read in one step, unless a single one is longer."""
 DYNAMIC: dict[int, Sequence[int]] = {0: (0, 1), 1: (0,), 2: (0,), 3: (0, 3)}
@@ -113,7 +113,7 @@ class Batcher:
         """Return arguments of the module: rows that read `width` tokens each."""
         tokens = torch.zeros(rows, width, dtype=torch.int64, device=self._device)
         past = torch.arange(rows, device=self._device)
-        return tokens, past, torch.full_like(past, width), self._view(0, rows, SPAN)
+        return tokens, past, torch.full_like(past, width), self._view(0, rows, 4 * SPAN)
 
     def _view(self, first: int, last: int, span: int) -> torch.Tensor:
         """Return the cache of some rows, with room for `span` positions or as many as there are."""
