@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from flagperf.schema.sweep import At
 from flagperf.sweep import SweepCase
 
 if TYPE_CHECKING:
@@ -84,6 +85,16 @@ class KernelCase(Kernel, SweepCase):
     def kernel(self, dims: dict[str, Any]) -> Kernel:
         """Return what is computed at a point."""
         return self
+
+    def amounts(self, at: At) -> dict[str, float]:
+        """Return FLOPs and bytes."""
+        dims = self.dims(at)
+        return self.kernel(dims).work(dims)._asdict()
+
+    def tolerance(self, at: At) -> tuple[float, float] | None:
+        """Return the tolerance of the point's data type."""
+        dims = self.dims(at)
+        return self.kernel(dims).tolerances[str(dims.get("dtype", "fp32"))]
 
     def measure(self, context: RankContext) -> None:
         """Measure every provider at every point."""

@@ -85,6 +85,14 @@ class SweepCase(Case):
         shape = self.settings.shapes[str(at["shape"])] if "shape" in at else {}
         return {**shape, **{axis: value for axis, value in at.items() if axis != "shape"}}
 
+    def amounts(self, at: At) -> dict[str, float]:
+        """Return what formulas say, without torch, that a call does at a point: fields of `Samples` by their names."""
+        return {}
+
+    def tolerance(self, at: At) -> tuple[float, float] | None:
+        """Return the absolute and relative tolerance of a point's results; None where there is no reference."""
+        return None
+
     def prepare(self, progress: Progress) -> dict[str, Any]:
         """Sweeps make their own inputs."""
         return {}

@@ -84,6 +84,11 @@ class Operators(KernelCase):
         kind = OperatorGradients if dims["pass"] == "backward" else OperatorKernel
         return kind(self.operators[dims["operator"]])
 
+    def amounts(self, at: At) -> dict[str, float]:
+        """Return FLOPs: how large results are, and so bytes, only torch can tell."""
+        dims = self.dims(at)
+        return {"flops": (2 if at["pass"] == "backward" else 1) * self.operators[str(at["operator"])].work(dims)}
+
 
 def _points(operator: Operator, sweep: dict[str, list[Label]]) -> list[At]:
     """Return the points of a sweep that an operator has."""

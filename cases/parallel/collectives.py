@@ -8,13 +8,15 @@ from flagperf.errors import UnknownName, UsageError
 from flagperf.schema.sweep import At
 from flagperf.sweep import SweepCase, SweepSettings
 
-from .operations import OPERATIONS, Place
+from .operations import OPERATIONS, Place, message
 
 if TYPE_CHECKING:
     from flagperf.context import RankContext
 
 _AXES = ("operation", "dtype", "place", "size")
 _LARGEST = 1 << 40
+_BYTES = {"fp64": 8, "int64": 8, "fp32": 4, "int32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+"""Of an element."""
 
 
 class CollectiveSettings(SweepSettings, frozen=True, kw_only=True):
@@ -79,6 +81,16 @@ class Collectives(SweepCase):
         """Return where an operation's result goes at a point."""
         usual = OPERATIONS[str(at["operation"])].places[0]
         return "in" if at.get("place", usual) == "in" else "out"
+
+    def amounts(self, at: At) -> dict[str, float]:
+        """Return the bytes of the message, and those that every link must carry."""
+        size = _BYTES[str(at.get("dtype", "fp32"))]
+        about = message(str(at["operation"]), self.place(at), self.trial.ranks, int(at["size"]), size)
+        return {"bytes": about.bytes, "bus_bytes": about.bus_bytes}
+
+    def tolerance(self, at: At) -> tuple[float, float]:
+        """Return none at all: every element is right to the last bit."""
+        return 0.0, 0.0
 
     def measure(self, context: RankContext) -> None:
         """Measure every point with every provider."""

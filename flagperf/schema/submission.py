@@ -24,13 +24,20 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Division(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one division lets a submitter choose; everything else is as the case says."""
+    """What one division lets a submitter choose of one kind of case; everything else is as the case says."""
 
     summary: str
     trials: int
     """Least number of trials an arm."""
     change: dict[str, Bound] = {}
     """By path in a trial, or a shell pattern of paths: `layout.tp`, `settings.model.*`."""
+
+
+class Conditions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds in one division for cases of every kind."""
+
+    change: dict[str, Bound] = {}
+    """Likewise."""
     machine: dict[str, Bound] = {}
     """Bounds of what the environment snapshots tell: `foreign_percent`."""
     variables: list[str] = []
@@ -43,8 +50,8 @@ class KindRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Rules of one kind of case."""
 
     divisions: dict[DivisionName, Division]
-    precision: list[list[str]]
-    """Classes of data types: a trial's is of the same class as its preset's."""
+    precision: list[list[str]] = []
+    """Classes of data types: a trial's is of the same class as its preset's. A sweep's are an axis of its settings."""
     cases: dict[str, dict[str, Bound]] = {}
     """What else may be changed of one case, by its name, in any division."""
 
@@ -64,6 +71,10 @@ class Tolerances(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Relative difference of a metric computed again, which only rounding may make."""
     memory: float
     """Relative difference of the memory that the form tells to what was seen."""
+    roof: float
+    """How many times a roof that was measured a point may reach: the machine may have been busy just then."""
+    rated: float
+    """How many times the figure in the table of chips."""
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,10 +85,16 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     summary_zh: str
     licences: list[str]
     """SPDX identifiers that a submission may be under."""
+    conditions: dict[DivisionName, Conditions]
     kinds: dict[str, KindRules]
+    """By the kind of the case; several that have the same rules with a comma between."""
     sensors: dict[str, Bound] = {}
     """What a reading can be at all, by the last part of the sensor's name."""
     tolerances: Tolerances
+
+    def of(self, kind: str) -> KindRules | None:
+        """Return the rules of a kind of case; None where there are none."""
+        return next((own for names, own in self.kinds.items() if kind in names.split(", ")), None)
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

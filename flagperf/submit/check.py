@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,7 @@ from flagperf.schema.result import Result
 from flagperf.schema.submission import (
     CheckedResult,
     ClaimedResults,
-    Division,
+    Conditions,
     Rules,
     SubmitCheckOutput,
     SystemDescription,
@@ -31,7 +32,7 @@ from flagperf.submit import strict, system
 from flagperf.submit.archive import Refused
 from flagperf.submit.bundle import ADAPTER, LICENCE, RESULTS, RUNS, SYSTEM, Bundle, opened
 from flagperf.submit.conformance import Source, check_run
-from flagperf.submit.evidence import read_log
+from flagperf.submit.evidence import Log, read_log
 from flagperf.submit.findings import Findings
 from flagperf.submit.machine import (
     Form,
@@ -43,6 +44,7 @@ from flagperf.submit.machine import (
 )
 from flagperf.submit.measured import UNCOMPUTABLE, check_claims, check_gate, check_peak, check_work, complete, measure
 from flagperf.submit.rules import read_rules
+from flagperf.submit.sweeps import Context, check_sweep
 
 
 def check(path: Path, registries: Registries, key: str | None = None) -> SubmitCheckOutput:
@@ -197,7 +199,8 @@ class _Examination:
         if harness is None:
             raise Refused("missing_file", "The harness's journal isn't there.", f"{place}/harness.journal")
         check_history(run, harness, self._attempts(source), self.findings)
-        check_environments(run, harness, self.form, self._division(run, rules), rules.tolerances, self.findings)
+        conditions = rules.conditions[self.bundle.manifest.division]
+        check_environments(run, harness, self.form, conditions, rules.tolerances, self.findings)
         read = read_harness(self.bundle.folder / place)
         records: list[TrialRecord] = []
         for trial in run.trials:
@@ -209,9 +212,8 @@ class _Examination:
                 ]
                 telemetry = own.get(f"{place}/trials/{trial.id}/telemetry.journal")
                 check_within(harness, trial.id, own.values(), self.findings)
-                division = self._division(run, rules)
-                check_code(launched, harness, self.adapter, division, self.registries, self.findings)
-                self._variables(launched, division)
+                check_code(launched, harness, self.adapter, conditions, self.registries, self.findings)
+                self._variables(launched, conditions)
                 if trial.purpose == "measure" and not complete(ranks, launched, source.file, self.findings):
                     continue
                 if trial.purpose == "measure" and telemetry is None:
@@ -228,9 +230,28 @@ class _Examination:
                 if trial.purpose == "measure":
                     if trial.case in self.registries.cases.names():
                         check_work(launched, ranks, self.registries, self.findings)
+                        self._kind(launched, record, ranks, rules)
                     check_peak(launched, record.result, self.chip, source, self.bundle.manifest.division, self.findings)
         check_gate(source, records, self.findings)
         return [record.result for record in records]
+
+    def _kind(self, trial: Trial, record: TrialRecord, ranks: Sequence[Log], rules: Rules) -> None:
+        """Check what only trials of one kind have."""
+        own = Context(
+            trial=trial,
+            record=record,
+            ranks=ranks,
+            rules=rules,
+            division=self.bundle.manifest.division,
+            chip=self.chip,
+            registries=self.registries,
+            findings=self.findings,
+        )
+        try:
+            if trial.swept:
+                check_sweep(own, self.manifest)
+        except (FlagPerfError, *UNCOMPUTABLE) as error:
+            raise Refused("impossible", f"The case can't be what trial {trial.id} says: {error}") from error
 
     def _identity(self, source: Source, name: str) -> None:
         run, manifest = source.run, self.bundle.manifest
@@ -249,12 +270,6 @@ class _Examination:
                     "other_vendor", f"Trial {trial.id} is of another vendor than the bundle.", file=source.file,
                     line=source.line("trials", index, "vendor"), expected=manifest.vendor, found=trial.vendor,
                 )  # fmt: skip
-
-    def _division(self, run: Run, rules: Rules) -> Division | None:
-        """Return the division's rules for the kind of the run's case, if there are such."""
-        names = [trial.case for trial in run.trials if trial.case in self.registries.cases.names()]
-        kind = rules.kinds.get(self.registries.cases.get(names[0]).kind) if names else None
-        return kind.divisions.get(self.bundle.manifest.division) if kind else None
 
     def _attempts(self, source: Source) -> dict[str, list[int]]:
         """Return the numbers of the earlier attempts of each trial; refuse folders of no trial."""
@@ -277,13 +292,13 @@ class _Examination:
             self.findings.refuse("other_trial", "The trial isn't the one that was planned.", file=name)
         return launched
 
-    def _variables(self, trial: Trial, division: Division | None) -> None:
+    def _variables(self, trial: Trial, own: Conditions) -> None:
         """Hold what the adapter sets for every rank against the rules' list."""
         for variable in self.manifest.variables(trial.case) if self.manifest else {}:
-            if division is not None and not allowed_variable(variable, division):
+            if not allowed_variable(variable, own):
                 self.findings.refuse(
                     "variable", f"The adapter sets {variable}, which isn't on the rules' list.", file=ADAPTER,
-                    expected=", ".join(division.variables), found=variable,
+                    expected=", ".join(own.variables), found=variable,
                 )  # fmt: skip
 
 

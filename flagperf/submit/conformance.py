@@ -14,9 +14,10 @@ from flagperf.errors import FlagPerfError
 from flagperf.plan.trials import trial_id
 from flagperf.registry import Registries
 from flagperf.schema.contest import Arm
+from flagperf.schema.inference import told
 from flagperf.schema.layout import Layout
 from flagperf.schema.manifest import CaseManifest
-from flagperf.schema.submission import Bound, Division, KindRules, Rules
+from flagperf.schema.submission import Bound, Division, DivisionName, KindRules, Rules
 from flagperf.schema.trial import Run, Trial
 from flagperf.settings import merged
 from flagperf.submit import strict
@@ -45,14 +46,21 @@ class Source:
         return strict.json_line_number(self.lines, place)
 
 
-def check_run(source: Source, rules: Rules, division: str, registries: Registries, findings: Findings) -> None:
+def check_run(source: Source, rules: Rules, division: DivisionName, registries: Registries, findings: Findings) -> None:
     """Hold every trial of a plan against the rules, and the plan as a whole."""
+    if source.run.survey is not None:
+        findings.refuse(
+            "survey", "A survey's trials are of many sizes, most of them short: they show the way, and are no result.",
+            file=source.file, line=source.line("survey"),
+            hint="Measure what it found best by itself: flagperf run CASE --engine ENGINE:LAYOUT, and pack that run.",
+        )  # fmt: skip
+        return
     _numbering(source, findings)
     for index, trial in enumerate(source.run.trials):
         case, kind, own = _rules(source, index, trial, rules, division, registries, findings)
         if case is None or kind is None or own is None:
             continue
-        change = {**own.change, **kind.cases.get(trial.case, {})}
+        change = {**rules.conditions[division].change, **own.change, **kind.cases.get(trial.case, {})}
         if trial.purpose == "measure":  # those that search are short by their nature, and enter no result
             _settings(source, index, trial, case, kind, change, registries, findings)
         if trial.preset in case.presets:
@@ -71,7 +79,13 @@ def _numbering(source: Source, findings: Findings) -> None:
 
 
 def _rules(
-    source: Source, index: int, trial: Trial, rules: Rules, division: str, registries: Registries, findings: Findings
+    source: Source,
+    index: int,
+    trial: Trial,
+    rules: Rules,
+    division: DivisionName,
+    registries: Registries,
+    findings: Findings,
 ) -> tuple[CaseManifest | None, KindRules | None, Division | None]:
     try:
         case = registries.cases.get(trial.case)
@@ -80,14 +94,14 @@ def _rules(
             "unknown_case", error.message, file=source.file, line=source.line("trials", index, "case"), hint=error.hint
         )
         return None, None, None
-    kind = rules.kinds.get(case.kind)
+    kind = rules.of(case.kind)
     if kind is None or division not in kind.divisions:
         findings.refuse(
             "no_rules", f"Version {rules.version} of the rules has none for the kind {case.kind!r}.", file=source.file,
             line=source.line("trials", index, "case"), expected=", ".join(rules.kinds), found=case.kind,
         )  # fmt: skip
         return case, None, None
-    return case, kind, next(own for name, own in kind.divisions.items() if name == division)
+    return case, kind, kind.divisions[division]
 
 
 def _settings(
@@ -112,8 +126,8 @@ def _settings(
     except FlagPerfError as error:
         findings.refuse("unknown_case", f"The case {case.name} can't be read here: {error.message}", hint=error.hint)
         return
-    there = flat({name: value for name, value in msgspec.to_builtins(trial).items() if name not in _FREE})
-    there = {**flat({"layout": _whole(trial.layout)}), **there}
+    whole = {**msgspec.to_builtins(trial), "layout": _whole(trial.layout)}
+    there = flat({name: value for name, value in whole.items() if name not in _FREE})
     for place in sorted(proper.keys() | there.keys()):
         base, value = proper.get(place), there.get(place)
         if place == "dtype" or (place in proper and place in there and base == value and type(base) is type(value)):
@@ -144,8 +158,9 @@ def _proper(run: Run, trial: Trial, case: CaseManifest, registries: Registries) 
         "layout": _whole(Layout()),
         "protocol": {**msgspec.to_builtins(case.protocol), **preset.protocol, **contest},
         "settings": checker.check(merged(case.settings, preset.settings)),
-        "metrics": case.metrics,
+        "metrics": told(trial.scenario, case.metrics),
         "kind": case.kind,
+        "scenario": trial.scenario if trial.scenario in case.scenarios else next(iter(case.scenarios), ""),
     }
 
 
@@ -211,6 +226,10 @@ def _precision(
     findings: Findings,
 ) -> None:
     bound, proper = bound_of("dtype", change), case.presets[trial.preset].dtype
+    if not kind.precision:
+        axes = trial.settings.get("sweep")
+        own = axes.get("dtype") if isinstance(axes, dict) else None
+        bound, proper = None, "+".join(map(str, own)) if isinstance(own, list) else ""
     fitting = next((group for group in kind.precision if proper in group), [proper])
     allowed = bound.values or [] if bound else fitting
     if trial.dtype not in allowed:
@@ -220,17 +239,19 @@ def _precision(
         )  # fmt: skip
 
 
-def _repetitions(source: Source, rules: Rules, division: str, registries: Registries, findings: Findings) -> None:
+def _repetitions(
+    source: Source, rules: Rules, division: DivisionName, registries: Registries, findings: Findings
+) -> None:
     """Hold the number of trials, their seeds and their order against the protocol."""
     measured = [(place, trial) for place, trial in enumerate(source.run.trials) if trial.purpose == "measure"]
-    arms: dict[tuple[str, str, str], list[tuple[int, Trial]]] = {}
+    arms: dict[tuple[str, ...], list[tuple[int, Trial]]] = {}
     for place, trial in measured:
-        arms.setdefault((trial.case, trial.preset, trial.arm), []).append((place, trial))
+        arms.setdefault((*_group(trial), trial.arm), []).append((place, trial))
     if not arms:
         findings.refuse("no_trials", "The run has no measured trial.", file=source.file)
-    for (case, preset, arm), trials in arms.items():
+    for (case, preset, scenario, arm), trials in arms.items():
         place, first = trials[0]
-        named = f"{arm} of {case} {preset}"
+        named = " ".join(filter(None, (arm, "of", case, preset, scenario)))
         numbers = sorted(trial.trial for _, trial in trials)
         if len(numbers) != first.protocol.trials or numbers != list(range(len(numbers))):
             findings.refuse(
@@ -253,10 +274,16 @@ def _repetitions(source: Source, rules: Rules, division: str, registries: Regist
                     found=trial.seed,
                 )  # fmt: skip
     if source.run.contest is None:
-        _order(source, measured, findings)
+        for group in dict.fromkeys(_group(trial) for _, trial in measured):
+            _order(source, [each for each in measured if _group(each[1]) == group], findings)
 
 
-def _least(name: str, rules: Rules, division: str, registries: Registries) -> int:
+def _group(trial: Trial) -> tuple[str, str, str]:
+    """Return what is measured together, arms in turn."""
+    return trial.case, trial.preset, trial.scenario
+
+
+def _least(name: str, rules: Rules, division: DivisionName, registries: Registries) -> int:
     if name not in registries.cases.names():
         return 0  # that is told elsewhere
     kind = rules.kinds.get(registries.cases.get(name).kind)

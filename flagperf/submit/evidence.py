@@ -12,9 +12,11 @@ import msgspec
 import numpy as np
 
 from flagperf.collect.journals import Floats, Integers, Telemetry, number
-from flagperf.collect.training import Window
+from flagperf.collect.resources import Span
 from flagperf.schema.event import PREFIX, Event, Key, Step
+from flagperf.schema.inference import Agreement, Load, Probe, Query
 from flagperf.schema.submission import Rules, Tolerances
+from flagperf.schema.sweep import Roofs, Samples
 from flagperf.schema.trial import Trial
 from flagperf.submit import strict
 from flagperf.submit.conformance import limits, outside
@@ -27,6 +29,17 @@ _MOST_BAD = 10
 _AGES = (1_500_000_000_000, 4_102_444_800_000)
 """Milliseconds since 1970 that a benchmark can be from: 2017 to 2099."""
 
+
+_TYPED: dict[str, type[msgspec.Struct]] = {
+    Key.STEP: Step,
+    Key.SAMPLES: Samples,
+    Key.ROOFS: Roofs,
+    Key.QUERY: Query,
+    Key.LOAD: Load,
+    Key.PROBE: Probe,
+    Key.AGREEMENT: Agreement,
+}
+"""What results are made of is as it's written, to the last field."""
 
 Series = dict[str, tuple[Integers, Floats]]
 """Times, ns, and values by sensor."""
@@ -121,8 +134,8 @@ def _event(count: int, raw: bytes) -> Line:
     value = strict.json_line(raw[len(PREFIX) : -1])
     try:
         event = msgspec.convert(value, Event, strict=True)
-        if event.key == Key.STEP:
-            msgspec.convert(event.value, Step, strict=True)
+        if event.key in _TYPED:
+            msgspec.convert(event.value, _TYPED[event.key], strict=True)
     except msgspec.ValidationError as error:
         raise strict.Malformed(str(error)) from None
     ns = event.metadata.get("ns")
@@ -154,7 +167,7 @@ def check_rank(log: Log, trial: Trial, rank: int, allowed: Tolerances, findings:
         (Key.HEADER, "trial", trial.id),
         (Key.HEADER, "rank", rank),
         (Key.HEADER, "world_size", trial.ranks),
-        (Key.BUILD, "layout", str(trial.layout)),
+        *([(Key.BUILD, "layout", str(trial.layout))] if trial.kind == "training" else []),
     ):
         line = log.first(key)
         if line is None or line.told.get(name) != expected:
@@ -192,7 +205,7 @@ def check_rank(log: Log, trial: Trial, rank: int, allowed: Tolerances, findings:
 
 
 def check_telemetry(
-    log: Log, telemetry: Telemetry, window: Window | None, trial: Trial, rules: Rules, findings: Findings
+    log: Log, telemetry: Telemetry, window: Span | None, trial: Trial, rules: Rules, findings: Findings
 ) -> None:
     """Hold telemetry against the measured window and against what sensors can say."""
     allowed = rules.tolerances
@@ -227,7 +240,7 @@ def check_telemetry(
 
 
 def _coverage(
-    log: Log, samples: Sequence[Line], window: Window, interval: float, allowed: Tolerances, findings: Findings
+    log: Log, samples: Sequence[Line], window: Span, interval: float, allowed: Tolerances, findings: Findings
 ) -> None:
     """The machine must have been watched all the while that was measured."""
     longest = allowed.telemetry_gap * interval + allowed.telemetry_seconds
@@ -261,7 +274,7 @@ def _series(telemetry: Telemetry) -> Series:
     return {name: (telemetry.ns[at], telemetry.value[at]) for name, at in sorted(rows.items())}
 
 
-def _work(log: Log, series: Series, window: Window, findings: Findings) -> None:
+def _work(log: Log, series: Series, window: Span, findings: Findings) -> None:
     """Steps leave a trace: a machine that did nothing meanwhile isn't the one that took them."""
     for ending in ("cpu_percent", "utilisation_pct"):
         seen = [

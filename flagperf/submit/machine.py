@@ -14,7 +14,7 @@ from flagperf.errors import FlagPerfError
 from flagperf.measure.environment import Environment
 from flagperf.registry import Registries
 from flagperf.schema.event import Key
-from flagperf.schema.submission import Division, SystemDescription, Tolerances
+from flagperf.schema.submission import Conditions, SystemDescription, Tolerances
 from flagperf.schema.trial import Run, Trial
 from flagperf.submit import strict
 from flagperf.submit.bundle import SYSTEM
@@ -108,7 +108,7 @@ def check_within(harness: Log, trial: str, logs: Iterable[Log], findings: Findin
 
 
 def check_environments(
-    run: Run, harness: Log, form: Form | None, own: Division | None, allowed: Tolerances, findings: Findings
+    run: Run, harness: Log, form: Form | None, own: Conditions, allowed: Tolerances, findings: Findings
 ) -> None:
     """Hold the snapshots of the machine against what can be, against each other, the rules and the form."""
     first: tuple[Line, Environment] | None = None
@@ -132,8 +132,7 @@ def check_environments(
                 )
                 continue
             _plausible(seen, line, run, harness.file, findings)
-            if own is not None:
-                _ruled(seen, line, own, harness.file, findings)
+            _ruled(seen, line, own, harness.file, findings)
             if first is None:
                 first = line, seen
                 if form is not None:
@@ -165,7 +164,7 @@ def _plausible(seen: Environment, line: Line, run: Run, file: str, findings: Fin
             )  # fmt: skip
 
 
-def _ruled(seen: Environment, line: Line, own: Division, file: str, findings: Findings) -> None:
+def _ruled(seen: Environment, line: Line, own: Conditions, file: str, findings: Findings) -> None:
     for name, bound in own.machine.items():
         value = getattr(seen, name, None)
         if value is not None and (why := outside(bound, value)):
@@ -186,7 +185,7 @@ def _ruled(seen: Environment, line: Line, own: Division, file: str, findings: Fi
         )  # fmt: skip
 
 
-def allowed_variable(name: str, own: Division) -> bool:
+def allowed_variable(name: str, own: Conditions) -> bool:
     """Whether a submitter may set an environment variable."""
     return any(fnmatchcase(name, pattern) for pattern in own.variables)
 
@@ -218,7 +217,7 @@ def _described(seen: Environment, form: Form, allowed: Tolerances, findings: Fin
 
 
 def check_code(
-    trial: Trial, harness: Log, adapter: str, own: Division | None, registries: Registries, findings: Findings
+    trial: Trial, harness: Log, adapter: str, own: Conditions, registries: Registries, findings: Findings
 ) -> None:
     """Hold the code that a trial ran with against what this FlagPerf has, and the adapter against the bundled one."""
     bounds = span(harness, trial.id)
@@ -227,8 +226,10 @@ def check_code(
     start = bounds[0]
     told = start.told.get("code")
     code = told if isinstance(told, dict) else {}
-    own_code = own is not None and own.released_code
+    own_code = own.released_code
     for what, registry, name in (("case", registries.cases, trial.case), ("engine", registries.engines, trial.engine)):
+        if what == "engine" and trial.swept:
+            continue  # its providers are the case's code, or the adapter's
         try:
             here = registry.digest(name)
         except FlagPerfError:

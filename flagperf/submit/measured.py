@@ -13,6 +13,8 @@ import numpy as np
 from flagperf.case import Case
 from flagperf.collect.contest import compared
 from flagperf.collect.journals import HarnessJournal, RankJournal
+from flagperf.collect.resources import Span
+from flagperf.collect.sweeps import shown
 from flagperf.collect.training import window
 from flagperf.collect.trials import TrialRecord, read_trial
 from flagperf.errors import FlagPerfError
@@ -22,6 +24,7 @@ from flagperf.schema.event import Key
 from flagperf.schema.metric import MetricValue
 from flagperf.schema.result import Result
 from flagperf.schema.submission import DivisionName, Rules
+from flagperf.schema.sweep import Point
 from flagperf.schema.trial import Run, Trial
 from flagperf.submit import strict
 from flagperf.submit.bundle import RESULTS
@@ -41,6 +44,8 @@ def complete(logs: Sequence[Log], trial: Trial, file: str, findings: Findings) -
             found=len(logs),
         )  # fmt: skip
         return False
+    if trial.kind != "training":
+        return True  # its points or queries are counted by themselves
     planned = trial.protocol.warmup + trial.protocol.steps
     for log in logs:
         if (there := len(log.all(Key.STEP))) != planned:
@@ -67,7 +72,7 @@ def measure(
     for rank, log in enumerate(ranks):
         check_rank(log, trial, rank, rules.tolerances, findings)
     if telemetry is not None:
-        check_telemetry(telemetry, record.telemetry, window(record.ranks), trial, rules, findings)
+        check_telemetry(telemetry, record.telemetry, _span(record, ranks), trial, rules, findings)
     for reason in record.result.reasons:
         findings.refuse(
             f"invalid: {reason.code}", f"Trial {trial.id} is invalid: {reason.message}",
@@ -76,6 +81,18 @@ def measure(
     for reason in record.result.notes:
         findings.note(reason.code, f"Trial {trial.id}: {reason.message}", hint=reason.hint)
     return record
+
+
+def _span(record: TrialRecord, ranks: Sequence[Log]) -> Span | None:
+    """Return the time in which there was measured."""
+    if record.served is not None:
+        return record.served.span
+    if record.trial.swept:
+        ends = [line.ns for log in ranks for line in log.all(Key.SAMPLES)]
+        begins = [line.ns for log in ranks for line in log.all(Key.SWEEP)]
+        return Span(min(begins), max(ends)) if begins and ends else None
+    steps = window(record.ranks)
+    return Span(steps.start_ns, steps.stop_ns) if steps is not None else None
 
 
 def check_work(trial: Trial, logs: Sequence[Log], registries: Registries, findings: Findings) -> None:
@@ -87,7 +104,7 @@ def check_work(trial: Trial, logs: Sequence[Log], registries: Registries, findin
         findings.refuse("impossible", f"The case can't be what trial {trial.id} says: {error}")
         return
     if estimate is None:
-        return  # a sweep: its points say their own work
+        return  # points and queries say their own work
     for log in logs:
         if (built := log.first(Key.BUILD)) is None:
             continue
@@ -134,6 +151,8 @@ def check_peak(
             "peak", f"The rated peak of trial {trial.id} isn't the one in the table of chips.", file=source.file,
             expected=rated if rated else "none: the table has no such chip or type", found=trial.rated_flops,
         )  # fmt: skip
+    if trial.kind != "training":
+        return
     flops = result.facts.get("build", {}).get("flops_per_token")
     if rated and isinstance(flops, float) and "tokens_per_second" in result.metrics:
         share = result.metrics["tokens_per_second"].value * flops / (rated * trial.ranks)
@@ -192,7 +211,7 @@ def check_claims(
     for key in sorted(places.keys() & mine.keys()):
         index = places[key]
 
-        def at(*place: str, index: int = index) -> int | None:
+        def at(*place: str | int, index: int = index) -> int | None:
             return strict.json_line_number(lines, ("results", index, *place))
 
         told, computed = _plain(claimed[index]), _plain(mine[key])
@@ -203,12 +222,16 @@ def check_claims(
                     expected=computed.get(name), found=told.get(name),
                 )  # fmt: skip
         _metrics(claimed[index].metrics, mine[key].metrics, key[1], at, tolerance, findings)
+        _points(claimed[index].points, mine[key].points, key[1], at, tolerance, findings)
+
+
+_APART = ("metrics", "points", "notes", "facts", "reasons")
 
 
 def _plain(result: Result) -> dict[str, Any]:
     """Return what must be the same; notes may say more when they are read elsewhere."""
     plain: dict[str, Any] = msgspec.to_builtins(result)
-    return {name: value for name, value in plain.items() if name not in ("metrics", "notes", "facts", "reasons")}
+    return {name: value for name, value in plain.items() if name not in _APART}
 
 
 def _metrics(
@@ -226,6 +249,31 @@ def _metrics(
                 "claim", f"{name} of trial {trial} isn't what its journals yield.", file=RESULTS,
                 line=at("metrics", name, "value"), expected=mine or "nothing", found=claim or "nothing",
             )  # fmt: skip
+
+
+def _points(
+    told: Sequence[Point], computed: Sequence[Point], trial: str, at: Any, tolerance: float, findings: Findings
+) -> None:
+    if len(told) != len(computed):
+        findings.refuse(
+            "claim", f"The points of trial {trial} aren't those of its journals.", file=RESULTS, line=at("points"),
+            expected=len(computed), found=len(told),
+        )  # fmt: skip
+    for place, (claim, mine) in enumerate(zip(told, computed, strict=False)):
+        if not _close(msgspec.to_builtins(claim), msgspec.to_builtins(mine), tolerance):
+            findings.refuse(
+                "claim", f"Point {shown(mine.at)} of trial {trial} isn't what its journals yield.", file=RESULTS,
+                line=at("points", place), expected=mine, found=claim,
+            )  # fmt: skip
+
+
+def _close(a: Any, b: Any, tolerance: float) -> bool:
+    """Whether plain data is the same but for the rounding of numbers."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=tolerance)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_close(a[name], b[name], tolerance) for name in a)
+    return type(a) is type(b) and bool(a == b)
 
 
 def _same(a: MetricValue, b: MetricValue, tolerance: float) -> bool:
