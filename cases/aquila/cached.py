@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .config import AquilaConfig
 from .kernels import RotaryTable
-from .model import Aquila, Attention, Block, RMSNorm
+from .model import Aquila, Attention, Block, FeedForward, RMSNorm
 
 MANY = 4
 """Rows from which on a CPU takes half as long for W·xᵀ as for x·Wᵀ, W being [vocabulary, dim] (MKL 2024.2, fp32)."""
@@ -25,8 +25,8 @@ class CachedAquila(nn.Module):
 
     With `functional`, new keys and values [B, layers, 2·kv_heads, Q, head_dim] follow the logits, and P need hold the
     past only. Else they are written into the cache at their positions, for which P must have room.
-    Parameters are those of `model`, shared and under the same names, but that rotary pairs are always half a head
-    apart: rows of queries and keys are put in that order.
+    It takes `model` over, and changes it: rotary pairs are always half a head apart, rows of queries and keys being put
+    in that order, and gate and up projection are apart.
     """
 
     def __init__(self, model: Aquila, *, functional: bool) -> None:
@@ -34,9 +34,11 @@ class CachedAquila(nn.Module):
         config = self.config = model.config
         self.functional = functional
         self.embed, self.blocks, self.norm, self.output = model.embed, model.blocks, model.norm, model.output
-        if config.rotary == "interleaved":
-            for block in self.blocks:
-                _halve(cast(Block, block).attention, config)
+        for each in self.blocks:
+            block = cast(Block, each)
+            block.ffn = cast(FeedForward, _SplitFeedForward(block.ffn))
+            if config.rotary == "interleaved":
+                _halve(block.attention, config)
         table = RotaryTable(config.seq_len, config.head_dim, config.rope_theta, False, torch.device("cpu"))
         self.cos: Tensor
         self.sin: Tensor
@@ -84,10 +86,7 @@ class CachedAquila(nn.Module):
                 mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask)
                 mixed = mixed.transpose(1, 2).flatten(2)
             x = x + block.attention.out(mixed)
-            normed = self._normed(block.ffn_norm, x)
-            # Two products rather than one of twice the width: the halves come out contiguous.
-            gate, up = (F.linear(normed, half) for half in block.ffn.gate_up.weight.chunk(2))
-            x = x + block.ffn.down(F.silu(gate) * up)
+            x = x + block.ffn(self._normed(block.ffn_norm, x))
         last = x[rows.squeeze(1), count - 1]
         logits = self._scored(self._normed(self.norm, last))
         return (logits, torch.stack(made, 1)) if self.functional else logits
@@ -100,8 +99,10 @@ class CachedAquila(nn.Module):
 
     def _scored(self, x: Tensor) -> Tensor:
         weight = self.output.weight
-        if self.functional or torch.compiler.is_compiling() or x.device.type != "cpu" or x.shape[0] < MANY:
-            return F.linear(x, weight)
+        odd = type(weight) is not nn.Parameter or self.functional or torch.compiler.is_compiling()
+        if odd or x.device.type != "cpu" or x.shape[0] < MANY:
+            made: Tensor = self.output(x)
+            return made
         return weight.mm(x.t()).t()
 
     def _projected(self, attention: Attention, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +114,25 @@ class CachedAquila(nn.Module):
         first, second = wide.chunk(2, dim=-1)
         turned = torch.addcmul(wide * cos, torch.cat([second, first], -1), sin).to(x.dtype)
         return turned[:, :, :heads], torch.cat([turned[:, :, heads:], qkv[:, :, heads + kv_heads :]], 2)
+
+
+class _SplitFeedForward(nn.Module):
+    """SwiGLU by two products rather than one of twice the width: the halves come out contiguous."""
+
+    def __init__(self, whole: FeedForward) -> None:
+        super().__init__()
+        self.gate, self.up = (_linear(half) for half in whole.gate_up.weight.detach().chunk(2))
+        self.down = whole.down
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight)
+    return linear
 
 
 @torch.no_grad()

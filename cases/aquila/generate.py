@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -39,7 +39,6 @@ class GenerateSettings(ServerSettings, frozen=True, kw_only=True, forbid_unknown
     text's."""
     training: Annotated[int, msgspec.Meta(ge=1)] = 300
     """Steps, for `weights=trained`."""
-    quantized: Literal["", "int8"] = ""
     prefix_cache: bool = False
     held_out: int = 64
     """Passages whose next token is to be found, for the accuracy; 0 leaves it out."""

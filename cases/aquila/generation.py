@@ -42,7 +42,7 @@ class AquilaGeneration(GenerationTask):
         self.config: AquilaConfig = settings.model
         self.decoder, self.load = self.config.decoder, settings.load
         self.dtype = DTYPES[trial.dtype]
-        self.quantized, self.prefix_cache = settings.quantized, settings.prefix_cache
+        self.prefix_cache = settings.prefix_cache
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the canonical weights."""

@@ -204,7 +204,7 @@ def inference_points(trial: Trial, served: Served) -> list[Point]:
 
 def inference_reasons(trial: Trial, served: Served) -> Iterator[Reason]:
     """Return why an inference trial is no valid measurement."""
-    if served.agreement is not None and served.agreement.wrong and not trial.settings.get("quantized"):
+    if served.agreement is not None and served.agreement.wrong and served.agreement.judged:
         told = served.agreement
         yield Reason(
             "tokens_differ",

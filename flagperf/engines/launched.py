@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from flagperf.context import RankContext
 from flagperf.engines.endpoint import Endpoint
-from flagperf.errors import Unavailable, UsageError
+from flagperf.errors import Unavailable
 from flagperf.inference.engine import GenerationTask
 from flagperf.inference.servers import Server, free_port
 from flagperf.schema.event import Memory
@@ -40,9 +40,7 @@ class Launched(Endpoint):
 
     @classmethod
     def check(cls, trial: Trial) -> None:
-        """Refuse quantisation, which the server would do its own way, and a Python that hasn't the server."""
-        if trial.settings.get("quantized"):
-            raise UsageError(f"{cls.title} isn't given quantized weights.", "Leave --set quantized out.")
+        """Refuse a Python that hasn't the server."""
         # A folder of the name where the command is run is found, too, but has no origin.
         find = (
             f"import importlib.util as u, sys; sys.exit(getattr(u.find_spec({cls.module!r}), 'origin', None) is None)"

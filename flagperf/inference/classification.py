@@ -18,8 +18,8 @@ from flagperf.context import RankContext
 from flagperf.errors import FlagPerfError
 from flagperf.inference.agreement import TOLERANCES
 from flagperf.inference.answers import collected
-from flagperf.inference.batching import fault_of, tensor_bytes
 from flagperf.inference.engine import InferenceEngine, ModuleEngine, Reply, Request
+from flagperf.inference.worker import fault_of, tensor_bytes
 from flagperf.schema.inference import Agreement, HeldByInference, LoadSettings
 from flagperf.schema.trial import Trial
 
@@ -78,7 +78,7 @@ class Classifier(InferenceEngine):
 
     def __init__(self, context: RankContext, engine: ModuleEngine) -> None:
         super().__init__(context)
-        self._engine = engine
+        self._engine, self.exact = engine, engine.exact
         self._queue: deque[tuple[Request, Reply]] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -89,10 +89,10 @@ class Classifier(InferenceEngine):
         """Compile the module and start the thread."""
         self._batch, self._inputs = task.load.batch, task.inputs()
         module = task.module(task.dtype).eval().to(self.context.runtime.device)
-        self._weights = tensor_bytes([*module.parameters(), *module.buffers()])
         rows = min(2, len(self._inputs))
         example = self._inputs[:rows].to(self.context.runtime.device)
         self._forward = self._engine.compile(module, (example,), {0: (0,)})
+        self._weights = tensor_bytes([*module.parameters(), *module.buffers()])
         self._thread = threading.Thread(target=self._run, name="classifier", daemon=True)
         self._thread.start()
 

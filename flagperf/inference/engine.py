@@ -61,8 +61,6 @@ class GenerationTask(ABC):
     load: LoadSettings
     dtype: torch.dtype
     """In which engines compute and hold weights and cache."""
-    quantized: str
-    """`int8` where weights are to be held so, with `dtype` computed in; else empty."""
     prefix_cache: bool
     """Whether keys and values of a prompt's beginning may be taken over from an earlier prompt."""
     encode: Callable[[str], Sequence[int]] | None = None
@@ -98,6 +96,8 @@ class GenerationTask(ABC):
 class InferenceEngine(ABC):
     """One engine in one process, or the client of one elsewhere."""
 
+    exact = True
+    """Whether its answers must be the reference's; where weights are quantized, how far they are is what's told."""
     checked = True
     """Whether it computes with the case's weights, so that its answers can be held against the reference."""
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from flagperf.context import RankContext
 from flagperf.inference import clients, loadgen, rates
 from flagperf.inference.agreement import next_tokens_right
@@ -89,7 +91,8 @@ def _measure(
     journal.write(Key.BUILD, {"seconds": seconds, "facts": {**runtime.facts(), **engine.facts()}})
     journal.write(Key.INIT_STOP)
     if engine.checked:
-        journal.write(Key.AGREEMENT, task.agreement(engine, requests))
+        agreed = task.agreement(engine, requests)
+        journal.write(Key.AGREEMENT, msgspec.structs.replace(agreed, judged=engine.exact))
     if held_out and engine.checked:
         journal.write(Key.EVAL, {"next_token_accuracy": next_tokens_right(engine, held_out), "count": len(held_out)})
     rate, pace = _warmed(engine, requests, trial, task.load.batch)

@@ -196,6 +196,8 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     worst: float
     """Largest such distance, in logits."""
     tolerance: float
+    judged: bool = True
+    """Whether wrong tokens make the trial invalid; those of quantized weights are its accuracy."""
     first: str = ""
     """The first wrong one, in words."""
 
