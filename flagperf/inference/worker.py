@@ -122,8 +122,8 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def _parts(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     for each in tensors:
-        flatten = getattr(each, "__tensor_flatten__", None)
+        flatten = getattr(each, "__tensor_flatten__", None)  # of quantized ones, which have values and scales
         if flatten is None:
             yield each
-        else:  # quantized ones have values and scales
+        else:
             yield from _parts(getattr(each, name) for name in flatten()[0])
