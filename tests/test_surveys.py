@@ -114,7 +114,7 @@ def test_rank_counts_are_halves_and_each_is_measured_at_the_same_batch_and_at_a_
 
 
 def test_rank_counts_can_be_named_and_the_fewest_are_the_base() -> None:
-    run = planned(scale=[2, 4], ranks=None, oversubscribe=True, search=False)
+    run = planned(rank_counts=[2, 4], ranks=None, oversubscribe=True, search=False)
     assert [(s.kind, s.ranks, s.global_batch, s.arm.engine) for s in survey_of(run).scales] == [
         ("base", 2, 8, "ddp"),
         ("strong", 4, 8, "ddp"),
@@ -283,8 +283,8 @@ def test_every_search_keeps_to_its_budget_and_gives_each_layout_one_fate(
         ({"baseline": "ddp"}, "a survey"),
         ({"cases": ["aquila/pretrain"]}, "--budget and --rank-counts are for surveys"),
         ({"ranks": 4096}, "--oversubscribe"),
-        ({"scale": [1, 4], "ranks": 2, "oversubscribe": True}, "more than --ranks 2"),
-        ({"scale": [2, 3], "oversubscribe": True, "ranks": None}, "global batch of 8"),
+        ({"rank_counts": [1, 4], "ranks": 2, "oversubscribe": True}, "more than --ranks 2"),
+        ({"rank_counts": [2, 3], "oversubscribe": True, "ranks": None}, "global batch of 8"),
         ({"layout": "micro=8"}, "micro=8 doesn't divide"),
         ({"nodes": Nodes(count=2, rendezvous="h:1")}, "--no-search"),
     ],

@@ -72,7 +72,8 @@ def _alone(trial: Path, output: Path) -> list[RankExit]:
             sys.exit("ended by SIGTERM")
     if status == 0:
         return []
-    print((output / "stderr.log").read_text("utf-8", "replace")[-_TOLD:], file=sys.stderr)
+    if status != 1:  # with which a rank ends that has journalled why
+        print((output / "stderr.log").read_text("utf-8", "replace")[-_TOLD:], file=sys.stderr)
     return [RankExit(rank=0, exit_code=status, message=signal.Signals(-status).name if status < 0 else "")]
 
 
