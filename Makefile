@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-fast fuzz test-bmtrain test-vllm study lint benchmarks wheel clean
+.PHONY: help bench test test-nightly test-fast fuzz test-bmtrain test-vllm study lint benchmarks wheel clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,8 +14,11 @@ help:  ## List the targets
 bench: $(VENV)/.installed  ## Set up, run the main job, write runs/<id>/report.html
 	$(BIN)/flagperf run aquila/bmtrain-vs-megatron --preset tiny --ranks 2 --warmup 3 --steps 6 --set protocol.validation=8
 
-test: $(VENV)/.developed  ## Set up and run every test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+test: $(VENV)/.developed  ## Set up and run every test but the nightly ones
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not nightly"
+
+test-nightly: $(VENV)/.developed  ## The tests that take minutes and seldom tell what the others don't
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m nightly
 
 test-fast: $(VENV)/.developed  ## The tests that start no training and no browser
 	$(BIN)/python -m pytest -m "not slow"

@@ -71,6 +71,7 @@ def test_a_different_seed_is_a_different_run(alone: Path) -> None:
     assert fingerprint(alone, "000-single") != fingerprint(alone, "001-single")
 
 
+@pytest.mark.nightly
 def test_compiled_blocks_learn_the_same(alone: Path, tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile on a CPU needs g++")
@@ -83,7 +84,9 @@ def test_compiled_blocks_learn_the_same(alone: Path, tmp_path: Path) -> None:
     assert max(abs(a - b) for a, b in zip(plain, compiled, strict=True)) < 1e-3
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["one folder", "two folders"])
+@pytest.mark.parametrize(
+    "shared", [pytest.param(True, marks=pytest.mark.nightly), False], ids=["one folder", "two folders"]
+)
 def test_two_nodes_meet_on_one_machine(tmp_path: Path, shared: bool) -> None:
     """Two harnesses, as on two hosts, with a file system in common or without: one rank each, one model."""
     with socket.socket() as free:

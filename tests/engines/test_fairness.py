@@ -70,6 +70,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 """What each engine is tried in; the first is what its others are compared with. `!`: gradients overflow at first."""
 RANKS = {"single": 1, "megatron on four": 4}
 """Two for all others."""
+NIGHTLY = {"megatron on four"}
 LAST = str(len(fair.RATES) - 1)
 
 
@@ -125,7 +126,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fair")
 
 
-@pytest.fixture(scope="module", params=ARMS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.nightly] * (name in NIGHTLY)) for name in ARMS]
+)
 def trained_arms(request: pytest.FixtureRequest, folder: Path) -> list[Arm]:
     """What an engine did in each of its arms, all trained in one start of its ranks."""
     name: str = request.param

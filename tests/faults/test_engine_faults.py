@@ -160,6 +160,7 @@ def test_one_rank_out_of_memory_ends_the_trial_and_is_named(tmp_path: Path, mine
     assert not leftovers(run)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_deepspeed_needs_no_compiler(tmp_path: Path) -> None:
     """With nothing on the PATH but the shell's own tools, and no extension built before."""
