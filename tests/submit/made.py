@@ -23,9 +23,11 @@ from flagperf.registry import Registries
 from flagperf.schema.event import PREFIX, Event, Key, Memory, Step
 from flagperf.schema.layout import Layout
 from flagperf.schema.submission import BundledFile, BundleManifest
+from flagperf.schema.sweep import Accuracy, At, Samples
 from flagperf.schema.trial import Outcome, Run, Trial
 from flagperf.submit import archive, system
 from flagperf.submit.bundle import MANIFEST, chained, encoded, sealed, sha256
+from flagperf.sweep import SweepCase
 
 NAME = "20260101-000000-made"
 _NS, _MS = 10**15, 1_767_225_600_000
@@ -77,19 +79,40 @@ def plan(registries: Registries) -> Run:
     return runs.run(interleaved(arms, 0), NAME)
 
 
-def write(folder: Path, registries: Registries) -> None:
+def sweep(case: str, providers: str, ranks: int, registries: Registries) -> Run:
+    """One trial of a sweep, exactly as the case says."""
+    size = sized(case, Options(cases=[case]), registries)
+    trial = Trial(
+        id="",
+        case=case,
+        kind=size.case.kind,
+        preset="tiny",
+        vendor="cpu",
+        engine=providers,
+        ranks=ranks,
+        layout=Layout(),
+        dtype=size.dtype,
+        seed=size.protocol.seed,
+        trial=0,
+        protocol=size.protocol,
+        settings=size.settings,
+        metrics=size.case.metrics,
+        threads=1,
+    )
+    return runs.run(interleaved([trial], 0), NAME, baseline=trial.arm)
+
+
+def write(folder: Path, registries: Registries, run: Run | None = None) -> None:
     """Write the whole run."""
-    run = plan(registries)
+    run = run or plan(registries)
     folder.mkdir(parents=True)
     (folder / "run.json").write_bytes(encoded(run))
     lines = [line(Key.HEADER, {"schema": 1, "host": "a", "role": "harness", "run": run.id, "node": 0, "pid": 1}, 0)]
     began = 1.0
     for trial in run.trials:
-        code = {
-            "case": registries.cases.digest(trial.case),
-            "engine": registries.engines.digest(trial.engine),
-            "vendor": registries.vendors.digest(trial.vendor),
-        }
+        code = {"case": registries.cases.digest(trial.case), "vendor": registries.vendors.digest(trial.vendor)}
+        if not trial.swept:
+            code["engine"] = registries.engines.digest(trial.engine)
         lines.append(line(Key.TRIAL_START, {"id": trial.id, "prepared": {}, "code": code}, began))
         lines.append(_environment(trial, "before", began + 0.5))
         ended = _trial(folder / "trials" / trial.id, trial, registries, began + 1)
@@ -109,11 +132,14 @@ def _trial(folder: Path, trial: Trial, registries: Registries, began: float) -> 
     """Write a trial's files; return when it ended."""
     folder.mkdir(parents=True)
     (folder / "trial.json").write_bytes(encoded(msgspec.structs.replace(trial, peak_flops=1e12)))
-    case: type[Case] = registries.cases.load(trial.case)
-    estimate = case(trial).estimate()
-    ended = max(
-        _rank(folder, trial, rank, estimate.flops_per_token, estimate.tokens_per_step, began) for rank in (0, 1)
-    )
+    case: Case = registries.cases.load(trial.case)(trial)
+    if isinstance(case, SweepCase):
+        ended = max(_swept(folder, case, rank, began) for rank in range(trial.ranks))
+    else:
+        estimate = case.estimate()
+        ended = max(
+            _rank(folder, trial, rank, estimate.flops_per_token, estimate.tokens_per_step, began) for rank in (0, 1)
+        )
     header = {"schema": 1, "pid": 2, "host": "a", "role": "telemetry", "interval": 1.0, "parent": 1, "vendor": "cpu"}
     lines = [line(Key.HEADER, header, began)]
     count = int(ended - began) + 1
@@ -179,6 +205,51 @@ def _rank(folder: Path, trial: Trial, rank: int, flops: float, tokens: int, bega
         lines.append(line(key, value, now))
     (folder / f"rank{rank}.journal").write_bytes(b"".join(lines))
     return now + 0.1
+
+
+def _swept(folder: Path, case: SweepCase, rank: int, began: float) -> float:
+    """Write the journal of a rank of a sweep; return when it ended."""
+    trial, points = case.trial, case.points()
+    dice = random.Random(f"{trial.id} {rank}")
+    header = {"schema": 1, "pid": 9, "host": "a", "role": "rank", "trial": trial.id, "rank": rank}
+    roofs = {"flops": {str(at.get("dtype", "fp32")): 1e11 for at in points}, "bandwidth": 1e10}
+    lines = [
+        line(Key.HEADER, header | {"world_size": trial.ranks}, began + 0.2),
+        line("seed", trial.seed, began + 0.2),
+        line(Key.BUILD, {"facts": {}}, began + 0.3),
+        line(Key.RUN_START, None, began + 0.3),
+        line(Key.SWEEP, {"points": len(points), "providers": trial.providers}, began + 0.4),
+        *([line(Key.ROOFS, roofs, began + 0.5)] if trial.kind == "kernel" else []),
+    ]
+    now = began + 0.5
+    for at in points:
+        now += 1.5 * trial.protocol.seconds * len(trial.providers)
+        for number, provider in enumerate(trial.providers):
+            lines.append(line(Key.SAMPLES, _samples(case, at, provider, 1 + number / 4, dice), now + number / 1e3))
+    lines.append(line("run_stop", {"status": "success"}, now + 0.1))
+    (folder / f"rank{rank}.journal").write_bytes(b"".join(lines))
+    return now + 1.0  # telemetry goes on until it has seen the last point
+
+
+def _samples(case: SweepCase, at: At, provider: str, factor: float, dice: random.Random) -> Samples:
+    """A provider's rounds at a point, a few more than the least, together as long as the protocol says."""
+    protocol, tolerance = case.trial.protocol, case.tolerance(at) or (0.0, 0.0)
+    rounds = protocol.steps + 2
+    return Samples(
+        at=at,
+        provider=provider,
+        seconds=[round(protocol.seconds / rounds / 10 * factor * dice.uniform(1, 1.1), 9) for _ in range(rounds)],
+        calls=10,
+        **({"bytes": 2e6} | case.amounts(at)),
+        accuracy=Accuracy(
+            max_absolute=tolerance[0] / 2,
+            max_relative=tolerance[1] / 2,
+            absolute=tolerance[0],
+            relative=tolerance[1],
+            wrong=0,
+            elements=1000,
+        ),
+    )
 
 
 def form(**changes: Any) -> bytes:
