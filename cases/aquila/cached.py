@@ -19,12 +19,12 @@ MANY = 4
 class CachedAquila(nn.Module):
     """An Aquila that reads some tokens a row after `past` others, whose keys and values are in the cache.
 
-    `model(tokens [B, Q], past [B], count [B], cache [B, layers, 2·kv_heads, P, head_dim])`: row b has `past[b]` tokens
-    in the cache and reads `count[b]` more, the rest of its Q being padding on the right. Of a layer's cache the first
-    kv_heads are keys, the others values. Returns the logits [B, V] after each row's last token.
+    `model(tokens [B, Q], past [B], count [B], *cache)`: row b has `past[b]` tokens in the cache and reads `count[b]`
+    more, the rest of its Q being padding on the right. `cache` is a [B, 2·kv_heads, P, head_dim] a layer, of which the
+    first kv_heads are keys, the others values. Returns the logits [B, V] after each row's last token.
 
-    With `functional`, new keys and values [B, layers, 2·kv_heads, Q, head_dim] follow the logits, and P need hold the
-    past only. Else they are written into the cache at their positions, for which P must have room.
+    With `functional`, each layer's new keys and values [B, 2·kv_heads, Q, head_dim] follow the logits, and P need hold
+    the past only. Else they are written into the cache at their positions, for which P must have room.
     It takes `model` over, and changes it: rotary pairs are always half a head apart, rows of queries and keys being put
     in that order, and gate and up projection are apart.
     """
@@ -47,7 +47,7 @@ class CachedAquila(nn.Module):
         self.register_buffer("cos", torch.cat([table.cos, table.cos], -1), persistent=False)
         self.register_buffer("sin", torch.cat([-table.sin, table.sin], -1), persistent=False)
 
-    def forward(self, tokens: Tensor, past: Tensor, count: Tensor, cache: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, past: Tensor, count: Tensor, *cache: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the logits after each row's last token; see the class."""
         batch, width = tokens.shape
         kv_heads, group, device = self.config.kv_heads, self.config.heads // self.config.kv_heads, tokens.device
@@ -56,7 +56,7 @@ class CachedAquila(nn.Module):
         positions = past.unsqueeze(1) + places  # padding has some, too, where nobody looks
         turn = positions.clamp(max=self.config.seq_len - 1)
         cos, sin = self.cos[turn], self.sin[turn]
-        known = torch.arange(cache.shape[3], device=device)
+        known = torch.arange(cache[0].shape[2], device=device)
         if self.functional:
             read = (known < past.unsqueeze(1)).unsqueeze(1).expand(-1, width, -1)
             seen = torch.cat([read, (places <= places.unsqueeze(1)).expand(batch, -1, -1)], 2)
@@ -73,9 +73,9 @@ class CachedAquila(nn.Module):
             queries, new = self._projected(block.attention, self._normed(block.attention_norm, x), cos, sin)
             if self.functional:
                 made.append(new.transpose(1, 2))
-                known_and_new = torch.cat([cache[:, number], made[-1]], 2)
+                known_and_new = torch.cat([cache[number], made[-1]], 2)
             else:
-                known_and_new = cache[:, number]
+                known_and_new = cache[number]
                 known_and_new.transpose(1, 2).index_put_((rows, turn), new)
             keys, values = known_and_new[:, :kv_heads], known_and_new[:, kv_heads:]
             if group > 1:
@@ -89,7 +89,7 @@ class CachedAquila(nn.Module):
             x = x + block.ffn(self._normed(block.ffn_norm, x))
         last = x[rows.squeeze(1), count - 1]
         logits = self._scored(self._normed(self.norm, last))
-        return (logits, torch.stack(made, 1)) if self.functional else logits
+        return (logits, *made) if self.functional else logits
 
     def _normed(self, norm: RMSNorm, x: Tensor) -> Tensor:
         """Return x, normed in fp32, by as few operations as there can be."""
@@ -99,8 +99,9 @@ class CachedAquila(nn.Module):
 
     def _scored(self, x: Tensor) -> Tensor:
         weight = self.output.weight
-        odd = type(weight) is not nn.Parameter or self.functional or torch.compiler.is_compiling()
-        if odd or x.device.type != "cpu" or x.shape[0] < MANY:
+        odd = type(weight) is not nn.Parameter or self.functional or x.device.type != "cpu"
+        # A compiler has code of its own for one row, and needs more of it for every other number that is told apart.
+        if odd or x.shape[0] < (2 if torch.compiler.is_compiling() else MANY):
             made: Tensor = self.output(x)
             return made
         return weight.mm(x.t()).t()

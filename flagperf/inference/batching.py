@@ -7,7 +7,7 @@ row. So what a module is given are views of the cache, never copies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +23,6 @@ SPAN = 16
 """Positions that views of the cache are rounded up to, so that memory is asked for in few sizes."""
 PREFILL = 2048
 """Tokens, padding included, of prompts that are read in one step, unless a single one is longer."""
-DYNAMIC: dict[int, Sequence[int]] = {0: (0, 1), 1: (0,), 2: (0,), 3: (0, 3)}
-"""Dimensions of a module's arguments that change: rows, tokens read, positions."""
 
 
 class _Row(Job):
@@ -47,11 +45,11 @@ class Batcher(Worker[_Row]):
         self._size = task.load.batch
         model = task.decoder
         # Room for one position more than there are, so that no view is contiguous: a compiler would tell these apart.
-        shape = (self._size, model.layers, 2 * model.kv_heads, self.context + 1, model.head_dim)
-        self._cache = torch.zeros(shape, dtype=task.dtype, device=self._device)
-        self._prefixes = PrefixCache(self._cache.nbytes) if task.prefix_cache else None
+        shape = (self._size, 2 * model.kv_heads, self.context + 1, model.head_dim)
+        self._cache = [torch.zeros(shape, dtype=task.dtype, device=self._device) for _ in range(model.layers)]
+        self._prefixes = PrefixCache(tensor_bytes(self._cache)) if task.prefix_cache else None
         module = task.module(functional=engine.functional).eval().to(self._device)
-        self._step = engine.compile(module, self._examples(min(2, self._size), 3), DYNAMIC)
+        self._step = engine.compile(module, self._examples(min(2, self._size), 3), self._dynamic())
         self._weights = tensor_bytes([*module.parameters(), *module.buffers()])
         with torch.inference_mode():
             for rows, width in {(1, 1), (1, 3), (self._size, 1), (self._size, 3)}:  # compilers make code of its own
@@ -63,7 +61,7 @@ class Batcher(Worker[_Row]):
     def held(self) -> HeldByInference:
         """Return the bytes of weights and cache."""
         kept = self._prefixes.bytes if self._prefixes is not None else 0
-        return HeldByInference(weights=self._weights, cache=self._cache.nbytes + kept)
+        return HeldByInference(weights=self._weights, cache=tensor_bytes(self._cache) + kept)
 
     def facts(self) -> dict[str, object]:
         """Return how requests are batched, and how that went so far."""
@@ -80,12 +78,16 @@ class Batcher(Worker[_Row]):
         """Return arguments of the module: rows that read `width` tokens each."""
         tokens = torch.zeros(rows, width, dtype=torch.int64, device=self._device)
         past = torch.arange(rows, device=self._device) % 3
-        return tokens, past, torch.full_like(past, width), self._view(0, rows, 4 * SPAN)
+        return tokens, past, torch.full_like(past, width), *self._views(0, rows, 4 * SPAN)
 
-    def _view(self, first: int, last: int, span: int) -> torch.Tensor:
+    def _dynamic(self) -> Mapping[int, Sequence[int]]:
+        """Return the dimensions of the module's arguments that change: rows, tokens read, positions."""
+        return {0: (0, 1), 1: (0,), 2: (0,)} | {3 + layer: (0, 2) for layer in range(len(self._cache))}
+
+    def _views(self, first: int, last: int, span: int) -> list[torch.Tensor]:
         """Return the cache of some rows, with room for `span` positions or as many as there are."""
         rounded = min(-(-max(span, 1) // SPAN) * SPAN, self.context)
-        return self._cache[first:last, :, :, :rounded]
+        return [each[first:last, :, :rounded] for each in self._cache]
 
     def in_hand(self) -> Sequence[_Row]:
         """Return the rows in use."""
@@ -118,14 +120,14 @@ class Batcher(Worker[_Row]):
         first = len(self._rows)
         for place, row in enumerate(taken):
             if self._prefixes is not None:
-                row.past = self._prefixes.restore(row.request.prompt, self._cache[first + place])
+                row.past = self._prefixes.restore(row.request.prompt, [each[first + place] for each in self._cache])
         unread = [row.request.prompt[row.past :] for row in taken]
         self._rows += taken
         self._reads += 1
         self._forward(taken, first, unread)
         if self._prefixes is not None:
             for place, row in enumerate(taken):
-                self._prefixes.keep(row.request.prompt, self._cache[first + place])
+                self._prefixes.keep(row.request.prompt, [each[first + place] for each in self._cache])
         self._leave()
 
     def _advance(self) -> None:
@@ -142,15 +144,16 @@ class Batcher(Worker[_Row]):
         past = torch.tensor([row.past for row in rows], device=self._device)
         count = torch.tensor([len(each) for each in unread], device=self._device)
         longest = max(row.past for row in rows) + (0 if self._functional else width)
-        view = self._view(first, first + len(rows), longest)
+        views = self._views(first, first + len(rows), longest)
         if self._functional:
-            logits, made = self._step(tokens, past, count, view)
+            logits, *made = self._step(tokens, past, count, *views)
             places = torch.arange(first, first + len(rows), device=self._device).unsqueeze(1)
             positions = past.unsqueeze(1) + torch.arange(width, device=self._device)
             positions.clamp_(max=self.context)
-            self._cache[places, :, :, positions] = made.permute(0, 3, 1, 2, 4)
+            for cache, new in zip(self._cache, made, strict=True):
+                cache.transpose(1, 2)[places, positions] = new.transpose(1, 2)
         else:
-            logits = self._step(tokens, past, count, view)
+            logits = self._step(tokens, past, count, *views)
         likeliest = logits.argmax(-1).tolist()
         for row, token, read in zip(rows, likeliest, unread, strict=True):
             row.past += len(read)
@@ -169,7 +172,8 @@ class Batcher(Worker[_Row]):
         last = self._rows.pop()
         if place < len(self._rows):
             self._rows[place] = last
-            self._cache[place, :, :, : last.past] = self._cache[len(self._rows), :, :, : last.past]
+            for cache in self._cache:
+                cache[place, :, : last.past] = cache[len(self._rows), :, : last.past]
 
     def _fail(self, rows: Sequence[_Row], fault: Fault, why: str) -> None:
         for row in list(rows):

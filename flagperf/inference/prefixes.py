@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+from flagperf.inference.worker import tensor_bytes
+
 BLOCK = 16
 """Tokens."""
 
@@ -22,14 +24,14 @@ class PrefixCache:
         self.room = room
         """Bytes that blocks may take."""
         self.bytes = 0
-        self._blocks: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, ...], list[torch.Tensor]] = OrderedDict()
         self._asked = self._known = 0
 
-    def restore(self, prompt: Sequence[int], row: torch.Tensor) -> int:
+    def restore(self, prompt: Sequence[int], row: Sequence[torch.Tensor]) -> int:
         """Copy what is known of a prompt's beginning into a row; return how many tokens that is.
 
         At least one token is left to read: without it there would be nothing to go on from. `row` is
-        [layers, 2·kv_heads, P, head_dim].
+        a [2·kv_heads, P, head_dim] a layer.
         """
         self._asked += len(prompt)
         end = 0
@@ -39,21 +41,22 @@ class PrefixCache:
             if block is None:
                 break
             self._blocks.move_to_end(key)
-            row[:, :, end : end + BLOCK] = block
+            for target, source in zip(row, block, strict=True):
+                target[:, end : end + BLOCK] = source
             end += BLOCK
         self._known += end
         return end
 
-    def keep(self, prompt: Sequence[int], row: torch.Tensor) -> None:
+    def keep(self, prompt: Sequence[int], row: Sequence[torch.Tensor]) -> None:
         """Keep the blocks of a prompt that has been read."""
         for end in range(BLOCK, len(prompt) + 1, BLOCK):
             key = tuple(prompt[:end])
             if key not in self._blocks:
-                block = self._blocks[key] = row[:, :, end - BLOCK : end].clone()
-                self.bytes += block.nbytes
+                block = self._blocks[key] = [each[:, end - BLOCK : end].clone() for each in row]
+                self.bytes += tensor_bytes(block)
         while self.bytes > self.room:
             _, gone = self._blocks.popitem(last=False)
-            self.bytes -= gone.nbytes
+            self.bytes -= tensor_bytes(gone)
 
     def facts(self) -> dict[str, object]:
         """Return how much of what was asked was known."""
