@@ -1,0 +1,146 @@
+"""Generation by engines that run our module: tokens equal the plain model's, however they are batched and cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flagperf.cases.aquila.generation import AquilaGeneration
+from flagperf.context import RankContext
+from flagperf.inference.agreement import agreement
+from flagperf.inference.answers import collected
+from flagperf.inference.engine import ModuleEngine, Request
+from flagperf.journal import Journal
+from flagperf.plan import Options, plan
+from flagperf.registry import Registries, availability
+
+MODEL = {"dim": 32, "layers": 2, "heads": 4, "vocab_size": 300, "seq_len": 96, "multiple_of": 32, "init_std": 0.3}
+SETTINGS: dict[str, Any] = {
+    "data": {"source": "synthetic", "vocab_size": 300, "tokens": 8192},
+    "load": {
+        "batch": 3,
+        "count": 8,
+        "input": {"median": 12, "least": 1, "most": 40},
+        "output": {"median": 8, "least": 1, "most": 20},
+    },
+}
+Start = Callable[..., tuple[ModuleEngine, AquilaGeneration]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return what starts an engine with a model of the given shape, and its task; all are ended afterwards."""
+    started: list[ModuleEngine] = []
+    registries = Registries()
+
+    def begin(name: str = "eager", dtype: str = "fp32", **settings: Any) -> tuple[ModuleEngine, AquilaGeneration]:
+        told = availability(registries.engines.get(name))
+        if not told.available:
+            pytest.skip(told.reason)
+        model = {**MODEL, **settings.pop("model", {})}
+        options = Options(
+            cases=["aquila/generate"], engines=[name], vendor="cpu", dtype=dtype,
+            settings={**SETTINGS, "model": model, **settings},
+        )  # fmt: skip
+        trial = plan(options, registries).trials[0]
+        case: Any = registries.cases.load(trial.case)(trial)
+        case.prepare(lambda *_: None)
+        context = RankContext(
+            trial=trial, rank=0, world_size=1, local_rank=0, local_ranks=1, registries=registries,
+            runtime=registries.vendors.adapter("cpu").runtime(0, 1, 1),
+            journal=Journal(tmp_path / f"{len(started)}.journal", {}),
+        )  # fmt: skip
+        task = AquilaGeneration(case.settings, trial)
+        engine: ModuleEngine = registries.engines.load(name)(context)
+        started.append(engine)
+        engine.start(task)
+        return engine, task
+
+    yield begin
+    for engine in started:
+        engine.close()
+
+
+def plain(task: AquilaGeneration, request: Request) -> list[int]:
+    """Return what the plain model goes on with, read whole for every token."""
+    model, read = task.reference(), list(request.prompt)
+    with torch.inference_mode():
+        for _ in range(request.limit):
+            read.append(int(model(torch.tensor([read]))[0, -1].argmax()))
+    return read[len(request.prompt) :]
+
+
+@pytest.mark.parametrize("model", [{}, {"kv_heads": 2}, {"rotary": "half"}, {"kv_heads": 1, "rotary": "half"}], ids=str)
+def test_eager_makes_the_plain_models_tokens(start: Start, model: dict[str, Any]) -> None:
+    engine, task = start(model=model)
+    requests = task.requests()
+    assert len({len(request.prompt) for request in requests}) > 3  # rows of three join and leave at different steps
+    answers = collected(engine.submit, requests)
+    assert [answer.ids for answer in answers] == [plain(task, request) for request in requests]
+    alone = [collected(engine.submit, [request])[0].ids for request in requests[:2]]
+    assert alone == [answer.ids for answer in answers[:2]]
+    facts = engine.facts()
+    assert facts["rows"] == 3 and 1 < float(str(facts["rows_a_step"])) <= 3
+
+
+def test_contexts_are_filled_to_the_last_token_and_no_further(start: Start) -> None:
+    engine, task = start()
+    full = Request([5] * 90, 6)
+    (answer,) = collected(engine.submit, [full])
+    assert answer.ids == plain(task, full)
+    refused, empty = collected(engine.submit, [Request([5] * 90, 7), Request([], 1)])
+    assert (refused.fault, empty.fault) == ("too_long", "too_long")
+    assert "97" not in refused.query().why and "96" in refused.query().why
+
+
+def test_a_prefix_that_is_known_is_taken_over(start: Start) -> None:
+    engine, task = start(prefix_cache=True)
+    beginning = [int(token) for token in torch.arange(7, 47)]
+    requests = [Request([*beginning, 60 + number], 5) for number in range(5)]
+    expected = [plain(task, request) for request in requests]
+    for _ in range(2):  # the second time all blocks are known
+        assert [answer.ids for answer in collected(engine.submit, requests)] == expected
+    known = float(str(engine.facts()["prefix_known"]))
+    assert known > 0.4
+    held = engine.held()
+    assert held.cache is not None and held.weights is not None and held.cache > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "transformers"])
+def test_other_engines_make_them_too(start: Start, name: str) -> None:
+    engine, task = start(name, model={"kv_heads": 2})
+    requests = task.requests()[:5]
+    answers = collected(engine.submit, requests)
+    assert [answer.ids for answer in answers] == [plain(task, request) for request in requests]
+
+
+def test_an_engine_that_computes_something_else_is_found(start: Start) -> None:
+    engine, task = start()
+    requests = task.requests()
+    assert agreement(engine, task, requests).wrong == 0
+    module: Any = engine.batcher._step
+    with torch.inference_mode():
+        module.cos.copy_(module.cos.roll(1, 0))  # positions one too low
+    told = agreement(engine, task, requests)
+    assert told.wrong > 0 and "where the reference has" in told.first
+
+
+def test_narrow_types_stay_within_their_tolerance(start: Start) -> None:
+    engine, task = start(dtype="bf16")
+    told = agreement(engine, task, task.requests())
+    assert told.wrong == 0 and told.tolerance == 0.1
+
+
+def test_int8_weights_take_less_and_say_how_far_off_they_are(start: Start) -> None:
+    whole, _ = start()
+    engine, task = start("eager-int8")
+    assert not engine.exact
+    bytes_of = [each.held().weights or 0 for each in (whole, engine)]
+    assert bytes_of[1] < 0.6 * bytes_of[0]
+    told = agreement(engine, task, task.requests())
+    assert told.wrong < told.tokens / 2  # it is the same model still
