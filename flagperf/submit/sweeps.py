@@ -60,6 +60,12 @@ def check_sweep(own: Context, adapter: VendorManifest | None) -> None:
                 "imported", "It was measured by another tool, which took no snapshots of the machine and no telemetry.",
                 file=log.file, hint="Measure the case with `flagperf run`, and pack that run.",
             )  # fmt: skip
+        if len(told) > (most := 2 * len(points) * len(trial.providers)):
+            findings.refuse(
+                "point_unplanned", "There are many more samples than were planned.", file=log.file,
+                line=told[most][0].number, expected=most // 2, found=len(told),
+            )  # fmt: skip
+            continue
         _planned(own, log, told, points)
         for line, samples in told:
             _samples(own, log, line, samples)
@@ -118,6 +124,7 @@ def _samples(own: Context, log: Log, line: Line, samples: Samples) -> None:
     """Hold one provider's samples at a point against what a measurement can give."""
     rounds, least = len(samples.seconds), own.trial.protocol.steps
     device = samples.clock == "device"
+    timed = own.trial.kind != "specification"
     for wrong, code, message, expected, found in (
         (not possible(samples), "impossible_samples", "Times are above 0, amounts aren't below it.", "", ""),
         (not 1 <= samples.calls < 2**53, "impossible_samples", "A round has calls.", "at least 1", samples.calls),
@@ -126,8 +133,13 @@ def _samples(own: Context, log: Log, line: Line, samples: Samples) -> None:
             *("impossible_samples", "The host's clock tells as many rounds as the device's, where that is read."),
             *(rounds if device else 0, len(samples.host_seconds)),
         ),
-        (samples.verdict == "valid" and not rounds and not samples.values, "rounds_missing", "Nothing was measured.",
-         f"at least {least} rounds", "none"),
+        ((samples.memory or 0) < 0, "impossible_samples", "Memory isn't below 0.", "at least 0", samples.memory),
+        (timed and bool(samples.values), "impossible_samples", "All of it is made of times.", "no values",
+         sorted(samples.values)),
+        (samples.verdict not in ("valid", "wrong") and rounds > 0, "impossible_samples",
+         "It has rounds though it wasn't measured.", "none", rounds),
+        (samples.verdict == "valid" and not rounds and (timed or not samples.values), "rounds_missing",
+         "Nothing was measured.", f"at least {least} rounds", "none"),
         (samples.verdict == "valid" and 0 < rounds < least, "rounds_missing", "There are fewer rounds than planned.",
          f"at least {least}", rounds),
     ):  # fmt: skip
@@ -152,7 +164,9 @@ def _formulas(own: Context, log: Log, line: Line, samples: Samples, case: SweepC
     if (allowed := case.tolerance(samples.at)) is None:
         return
     judged = samples.accuracy
-    if judged is None or (judged.absolute, judged.relative) != allowed or judged.wrong or judged.elements < 1:
+    errors = (judged.max_absolute, judged.max_relative) if judged else ()
+    untold = any(error is None or error < 0 for error in errors)
+    if judged is None or untold or (judged.absolute, judged.relative) != allowed or judged.wrong or judged.elements < 1:
         own.findings.refuse(
             "accuracy", f"{where}: its results weren't found right by the case's tolerances.", file=log.file,
             line=line.number, expected=f"{allowed[0]:g} + {allowed[1]:g} × |reference|", found=judged or "not judged",
@@ -191,6 +205,18 @@ def _roofs(own: Context) -> None:
     """
     allowed = own.rules.tolerances
     roofs = [found for rank in own.record.ranks if (found := told_roofs(rank)) is not None]
+    if "roofline_share" in own.trial.metrics:
+        dtypes = {str(point.at.get("dtype", "fp32")) for point in own.record.result.points}
+        wanted = {dtype for dtype in dtypes if not dtype.startswith(("int", "uint", "bool"))}
+        whole = [
+            each for each in roofs if wanted <= each.flops.keys() and min([each.bandwidth, *each.flops.values()]) > 0
+        ]
+        if len(whole) < own.trial.ranks:
+            own.findings.refuse(
+                "no_roof", f"Not all ranks of trial {own.trial.id} tell the roofs that shares are of.", file=own.place,
+                expected=f"bandwidth and FLOP/s of {', '.join(sorted(wanted))}, above 0",
+                found=f"{len(whole)} of {own.trial.ranks} ranks",
+            )  # fmt: skip
     for point in own.record.result.points:
         dtype, cold = str(point.at.get("dtype", "fp32")), point.at.get("cache") == "cold"
         limits: list[tuple[str, float, float, str]] = []

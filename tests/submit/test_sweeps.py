@@ -175,6 +175,26 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     "faster than the roof": (
         lambda files: made.set_line(files, RANK, Key.ROOFS, "value.flops.fp32", 1e8), "above_roof", TRIAL
     ),
+    "no roofs": (lambda files: made.drop_lines(files, RANK, Key.ROOFS, slice(None)), "no_roof", TRIAL),
+    "no roof of a type": (
+        lambda files: made.set_line(files, RANK, Key.ROOFS, "value.flops", {"fp32": 1e11}), "no_roof", TRIAL
+    ),
+    "a roof of nothing": (
+        lambda files: made.set_line(files, RANK, Key.ROOFS, "value.bandwidth", 0.0), "no_roof", TRIAL
+    ),
+    "a figure in place of rounds": (
+        lambda files: (told("seconds", [])(files), told("values", {"capacity": 1.0})(files)),
+        "rounds_missing", RANK,
+    ),
+    "a figure of one's own": (told("values", {"roofline_share": 0.99}), "impossible_samples", RANK),
+    "too big, but measured": (told("verdict", "too big"), "impossible_samples", RANK),
+    "memory below nothing": (told("memory", -5), "impossible_samples", RANK),
+    "an error below nothing": (told("accuracy.max_absolute", -1.0), "accuracy", RANK),
+    "an error untold": (told("accuracy.max_relative", None), "accuracy", RANK),
+    "many more samples": (
+        lines(lambda there, ours: [*there[: ours[0]], *there[ours[0] : ours[0] + 1] * 2000, *there[ours[0] :]]),
+        "point_unplanned", RANK,
+    ),
     "another tool's": (told("facts", {"imported": "pytest-benchmark"}), "imported", RANK),
     "a provider that nobody has": (replanned("eager", "magic"), "unknown_provider", TRIAL),
     "a provider twice": (planned("engine", "eager+eager"), "unknown_provider", TRIAL),
