@@ -115,8 +115,12 @@ def _claims(points: Sequence[Point]) -> Iterator[Reason]:
     if not found:
         return
     best = max(found, key=lambda point: point.speedup.ratio if point.speedup and point.speedup.ratio else 0.0)
-    claim, told = msgspec.convert(best.facts["claim"], ClaimedRatio), best.speedup
+    told = best.speedup
     assert told is not None and told.ratio is not None
+    try:
+        claim = msgspec.convert(best.facts["claim"], ClaimedRatio)
+    except msgspec.ValidationError:  # a damaged journal: nothing of the result rests on it
+        return
     interval = f" ({told.low:.2f} to {told.high:.2f})" if told.low is not None and told.high is not None else ""
     yield Reason(
         "claim",

@@ -95,4 +95,6 @@ def test_points_are_compared_and_stand_beside_the_claim(tmp_path: Path, monkeypa
         else:
             assert points[1].speedup is not None and points[1].speedup.pairs == 3
             assert "up to 2 times" in notes[0] and "FlagEval" in notes[0]
+            points[1].facts["claim"] = 7
+            assert "claim" not in [note.code for note in sweep_notes(points)]
         assert msgspec.to_builtins(points)[0]["facts"]["items"] == 6
