@@ -45,7 +45,7 @@ def trained(model: AquilaConfig, data: DataSettings, steps: int, trial: Trial, r
     }
     settings = typed(proper, PretrainSettings)
     protocol = msgspec.convert(
-        {**msgspec.to_builtins(case.protocol), **preset.protocol, "steps": steps}, type(case.protocol)
+        {**msgspec.to_builtins(case.protocol), **preset.protocol, "steps": steps, "validation": 1}, type(case.protocol)
     )
     corpus = open_tokens(data)
     told = {
