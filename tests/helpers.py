@@ -15,7 +15,10 @@ import psutil
 import pytest
 
 from flagperf.cli.app import run_app
+from flagperf.context import RankContext
+from flagperf.journal import Journal
 from flagperf.registry import Registries
+from flagperf.schema.trial import Trial
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +32,20 @@ TINY = [
 
 LEARNING = [*TINY, "--set", "optimizer.clip=0.2", "--set", "optimizer.learning_rate=5e-3", "--steps", "28"]
 """Thirty steps in which it learns, and in which gradients are clipped."""
+
+
+def rank_alone(trial: Trial, journal: Journal, registries: Registries) -> RankContext:
+    """Return what the only rank of a trial knows of itself, as one that is started does; in this process."""
+    return RankContext(
+        trial=trial,
+        rank=0,
+        world_size=1,
+        local_rank=0,
+        local_ranks=1,
+        runtime=registries.vendors.adapter(trial.vendor).runtime(0, 1, 1),
+        journal=journal,
+        registries=registries,
+    )
 
 
 def called(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -12,10 +12,10 @@ import msgspec
 import planted
 import pytest
 import torch
+from helpers import rank_alone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagperf.context import RankContext
 from flagperf.journal import Journal, Reader
 from flagperf.kernels import InputSets, ProviderRun, compare, measure_kernels, upstream, worst
 from flagperf.measure import roofs
@@ -39,16 +39,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
         path = tmp_path / "rank0.journal"
         path.unlink(missing_ok=True)
         with Journal(path, {}) as journal:
-            context = RankContext(
-                trial=trial,
-                rank=0,
-                world_size=1,
-                local_rank=0,
-                local_ranks=1,
-                runtime=registries.vendors.adapter("cpu").runtime(0, 1, 1),
-                journal=journal,
-                registries=registries,
-            )
+            context = rank_alone(trial, journal, registries)
             measure_kernels(context, registries.cases.load(case)(trial))
         told = [msgspec.convert(event.value, Samples) for event in Reader(path) if event.key == Key.SAMPLES]
         found = {each.provider + str(each.at.get("cache", "")): each for each in told}

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from collect.runs import trial
 
 from flagperf.collect.loads import load_reasons, scaled_rules
 from flagperf.schema.inference import Lengths, Load, LoadSettings, Rule, Scenario
 from flagperf.schema.trial import Trial
-from tests.collect.runs import trial
 
 LENGTHS = Lengths(median=8, least=4, most=16)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inference.small import Started, planned
 
 from flagperf.cases.aquila.generation import AquilaGeneration
-from flagperf.context import RankContext
 from flagperf.errors import FlagPerfError, UsageError
 from flagperf.inference.agreement import agreement
 from flagperf.inference.answers import collected
 from flagperf.inference.batching import Batcher
-from flagperf.inference.engine import InferenceEngine, Request
+from flagperf.inference.engine import Request
 from flagperf.inference.prefixes import BLOCK, PrefixCache
-from flagperf.journal import Journal
-from flagperf.plan import Options, plan
-from flagperf.registry import Registries, availability
-from flagperf.schema.trial import Trial
-from flagperf.settings import merged
-
-REGISTRIES = Registries()
-SETTINGS: dict[str, Any] = {
-    "model": {
-        "dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "vocab_size": 300, "seq_len": 64, "multiple_of": 32,
-        "init_std": 0.3,
-    },
-    "data": {"source": "synthetic", "vocab_size": 300, "tokens": 8192},
-    "load": {
-        "batch": 3,
-        "count": 8,
-        "input": {"median": 12, "least": 1, "most": 30},
-        "output": {"median": 8, "least": 1, "most": 20},
-    },
-}  # fmt: skip
-Started = tuple[Any, AquilaGeneration]
-
-
-def planned(name: str = "eager", **over: Any) -> Trial:
-    told = availability(REGISTRIES.engines.get(name))
-    if not told.available:
-        pytest.skip(told.reason)
-    options = Options(cases=["aquila/generate"], engines=[name], vendor="cpu", settings=merged(SETTINGS, over))
-    return plan(options, REGISTRIES).trials[0]
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Started]]:
-    """Return what starts an engine, once for the same settings, and gives its task with it."""
-    begun: list[InferenceEngine] = []
-    folder = tmp_path_factory.mktemp("journals")
-
-    def begin(name: str = "eager", **over: Any) -> Started:
-        trial = planned(name, **over)
-        case: Any = REGISTRIES.cases.load(trial.case)(trial)
-        case.prepare(lambda *_: None)
-        journal = Journal(folder / f"{len(begun)}", {})
-        runtime = REGISTRIES.vendors.adapter("cpu").runtime(0, 1, 1)
-        context = RankContext(
-            trial=trial, rank=0, world_size=1, local_rank=0, local_ranks=1, runtime=runtime, journal=journal,
-            registries=REGISTRIES,
-        )  # fmt: skip
-        task = AquilaGeneration(case.settings, trial)
-        engine = REGISTRIES.engines.load(name)(context)
-        begun.append(engine)
-        engine.start(task)
-        return engine, task
-
-    yield begin
-    for engine in begun:
-        engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -216,5 +160,4 @@ def test_what_an_engine_cant_do_is_refused_before_it_starts(tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"config\.json can't be read"):
         planned(weights=str(tmp_path))
     with pytest.raises(FlagPerfError, match="bf16"):
-        options = Options(cases=["aquila/generate"], engines=["onnxruntime"], vendor="cpu", dtype="bf16")
-        plan(options, REGISTRIES)
+        planned("onnxruntime", "bf16")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import rank_alone
 
 from flagperf.cases.encoder.sentences import Sentences
-from flagperf.context import RankContext
 from flagperf.inference.answers import collected
 from flagperf.inference.classification import Classifier
 from flagperf.journal import Journal
@@ -27,10 +27,7 @@ def task_and_engine(tmp_path: Path) -> tuple[Sentences, Classifier]:
     options = Options(cases=["encoder/classify"], engines=["eager"], vendor="cpu", settings=settings)
     trial = plan(options, registries).trials[0]
     case: Any = registries.cases.load(trial.case)(trial)
-    context = RankContext(
-        trial=trial, rank=0, world_size=1, local_rank=0, local_ranks=1, registries=registries,
-        runtime=registries.vendors.adapter("cpu").runtime(0, 1, 1), journal=Journal(tmp_path / "j", {}),
-    )  # fmt: skip
+    context = rank_alone(trial, Journal(tmp_path / "journal", {}), registries)
     return Sentences(case.settings, trial), Classifier(context, registries.engines.load("eager")(context))
 
 
@@ -45,7 +42,7 @@ def test_classes_are_torchs_and_a_wrong_module_is_found(task_and_engine: tuple[S
     facts = engine.facts()
     assert facts["answered"] == 20 and 1 < float(str(facts["rows_a_step"])) <= 4
     assert len(set(expected)) == 2
-    engine._forward = lambda inputs: torch.tensor([[1.0, 0.0]]).expand(len(inputs), -1)
+    engine._batches.forward = lambda inputs: torch.tensor([[1.0, 0.0]]).expand(len(inputs), -1)
     told = task.agreement(engine, requests)
     assert told.wrong == sum(expected) and "where the reference has 1" in told.first
     engine.close()
@@ -54,14 +51,14 @@ def test_classes_are_torchs_and_a_wrong_module_is_found(task_and_engine: tuple[S
 def test_what_fails_is_told_and_the_next_is_answered(task_and_engine: tuple[Sentences, Classifier]) -> None:
     task, engine = task_and_engine
     engine.start(task)
-    sound = engine._forward
+    sound = engine._batches.forward
 
     def short(inputs: torch.Tensor) -> torch.Tensor:
         raise MemoryError("no more")
 
-    engine._forward = short
+    engine._batches.forward = short
     answers = collected(engine.submit, task.requests()[:3])
     assert {answer.fault for answer in answers} == {"memory"}
-    engine._forward = sound
+    engine._batches.forward = sound
     assert not collected(engine.submit, task.requests()[:1])[0].fault
     engine.close()

@@ -2,67 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from inference.small import Started
 
 from flagperf.cases.aquila.generation import AquilaGeneration
-from flagperf.context import RankContext
 from flagperf.inference.agreement import agreement
 from flagperf.inference.answers import collected
-from flagperf.inference.engine import ModuleEngine, Request
-from flagperf.journal import Journal
-from flagperf.plan import Options, plan
-from flagperf.registry import Registries, availability
+from flagperf.inference.engine import Request
 
-MODEL = {"dim": 32, "layers": 2, "heads": 4, "vocab_size": 300, "seq_len": 96, "multiple_of": 32, "init_std": 0.3}
-SETTINGS: dict[str, Any] = {
-    "data": {"source": "synthetic", "vocab_size": 300, "tokens": 8192},
-    "load": {
-        "batch": 3,
-        "count": 8,
-        "input": {"median": 12, "least": 1, "most": 40},
-        "output": {"median": 8, "least": 1, "most": 20},
-    },
-}
-Start = Callable[..., tuple[ModuleEngine, AquilaGeneration]]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Return what starts an engine with a model of the given shape, and its task; all are ended afterwards."""
-    started: list[ModuleEngine] = []
-    registries = Registries()
-
-    def begin(name: str = "eager", dtype: str = "fp32", **settings: Any) -> tuple[ModuleEngine, AquilaGeneration]:
-        told = availability(registries.engines.get(name))
-        if not told.available:
-            pytest.skip(told.reason)
-        model = {**MODEL, **settings.pop("model", {})}
-        options = Options(
-            cases=["aquila/generate"], engines=[name], vendor="cpu", dtype=dtype,
-            settings={**SETTINGS, "model": model, **settings},
-        )  # fmt: skip
-        trial = plan(options, registries).trials[0]
-        case: Any = registries.cases.load(trial.case)(trial)
-        case.prepare(lambda *_: None)
-        context = RankContext(
-            trial=trial, rank=0, world_size=1, local_rank=0, local_ranks=1, registries=registries,
-            runtime=registries.vendors.adapter("cpu").runtime(0, 1, 1),
-            journal=Journal(tmp_path / f"{len(started)}.journal", {}),
-        )  # fmt: skip
-        task = AquilaGeneration(case.settings, trial)
-        engine: ModuleEngine = registries.engines.load(name)(context)
-        started.append(engine)
-        engine.start(task)
-        return engine, task
-
-    yield begin
-    for engine in started:
-        engine.close()
+Start = Callable[..., Started]
 
 
 def plain(task: AquilaGeneration, request: Request) -> list[int]:
@@ -74,7 +26,7 @@ def plain(task: AquilaGeneration, request: Request) -> list[int]:
     return read[len(request.prompt) :]
 
 
-@pytest.mark.parametrize("model", [{}, {"kv_heads": 2}, {"rotary": "half"}, {"kv_heads": 1, "rotary": "half"}], ids=str)
+@pytest.mark.parametrize("model", [{}, {"kv_heads": 4}, {"rotary": "half"}, {"kv_heads": 1, "rotary": "half"}], ids=str)
 def test_eager_makes_the_plain_models_tokens(start: Start, model: dict[str, Any]) -> None:
     engine, task = start(model=model)
     requests = task.requests()
@@ -89,12 +41,12 @@ def test_eager_makes_the_plain_models_tokens(start: Start, model: dict[str, Any]
 
 def test_contexts_are_filled_to_the_last_token_and_no_further(start: Start) -> None:
     engine, task = start()
-    full = Request([5] * 90, 6)
+    full = Request([5] * 58, 6)
     (answer,) = collected(engine.submit, [full])
     assert answer.ids == plain(task, full)
-    refused, empty = collected(engine.submit, [Request([5] * 90, 7), Request([], 1)])
+    refused, empty = collected(engine.submit, [Request([5] * 58, 7), Request([], 1)])
     assert (refused.fault, empty.fault) == ("too_long", "too_long")
-    assert "97" not in refused.query().why and "96" in refused.query().why
+    assert "65" not in refused.query().why and "64" in refused.query().why
 
 
 def test_a_prefix_that_is_known_is_taken_over(start: Start) -> None:
@@ -113,7 +65,7 @@ def test_a_prefix_that_is_known_is_taken_over(start: Start) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "transformers"])
 def test_other_engines_make_them_too(start: Start, name: str) -> None:
-    engine, task = start(name, model={"kv_heads": 2})
+    engine, task = start(name)
     requests = task.requests()[:5]
     answers = collected(engine.submit, requests)
     assert [answer.ids for answer in answers] == [plain(task, request) for request in requests]

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flagperf.context import RankContext
+from helpers import rank_alone
+
 from flagperf.journal import Journal, Reader
 from flagperf.plan import Options
 from flagperf.plan.sweeps import sweep_trial
@@ -25,11 +26,7 @@ def probe(folder: Path, case: str, vendor: str = "cpu", preset: str = "tiny", **
     trial = sweep_trial(case, options, adapter, registries)
     path = folder / "rank0.journal"
     with Journal(path, {"role": "rank"}) as journal:
-        context = RankContext(
-            trial=trial, rank=0, world_size=1, local_rank=0, local_ranks=1, runtime=adapter.runtime(0, 1, 1),
-            journal=journal, registries=registries,
-        )  # fmt: skip
-        registries.cases.load(case)(trial).run(context)
+        registries.cases.load(case)(trial).run(rank_alone(trial, journal, registries))
     return list(told(path))
 
 

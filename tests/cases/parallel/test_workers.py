@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 import torch  # noqa: F401  # once, for all forks
+from helpers import rank_alone
 
 from flagperf.cases.parallel import workers
 from flagperf.cases.parallel.workers import SERIAL, Job, Place, _shared, _workers
 from flagperf.collect.journals import read_rank
 from flagperf.collect.sweeps import sweep_notes, sweep_points
-from flagperf.context import RankContext
 from flagperf.errors import FlagPerfError
 from flagperf.journal import Journal
 from flagperf.plan import Options, plan
@@ -82,11 +82,7 @@ def test_points_are_compared_and_stand_beside_the_claim(tmp_path: Path, monkeypa
         monkeypatch.setattr(case, "job", lambda ill=ill: Letters(6, ill))
         path = tmp_path / f"{ill}.journal"
         with Journal(path, {}) as journal:
-            context = RankContext(
-                trial=trial, rank=0, world_size=1, local_rank=0, local_ranks=1, journal=journal, registries=registries,
-                runtime=registries.vendors.adapter("cpu").runtime(0, 1, 1),
-            )  # fmt: skip
-            case.measure(context)
+            case.measure(rank_alone(trial, journal, registries))
         points = sweep_points(trial, [read_rank(path, 0)])
         assert [point.verdict for point in points] == ["valid", verdict]
         notes = [note.message for note in sweep_notes(points) if note.code == "claim"]
