@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -17,6 +16,7 @@ import torch
 from flagperf.context import RankContext
 from flagperf.kernel import KernelCase, Unsupported
 from flagperf.measure.inputs import DTYPES, Inputs
+from flagperf.measure.memory import short_of_memory
 from flagperf.measure.roofs import last_level_cache, measured_roofs
 from flagperf.measure.timer import Rounds, Timer, in_turn
 from flagperf.registry import Registries
@@ -30,7 +30,6 @@ _FREE = 0.8
 """Share of the free memory that a point may be predicted to need."""
 _SETS = 1024
 """Input sets at most."""
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|OutOfMemory", re.I)
 
 
 def measure_kernels(context: RankContext, case: KernelCase) -> None:
@@ -416,6 +415,6 @@ def free_memory(runtime: Runtime) -> float:
 def _kind(error: Exception) -> PointVerdict:
     if isinstance(error, Unsupported | NotImplementedError):
         return "unsupported"
-    if isinstance(error, MemoryError | DoesNotFit) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+    if isinstance(error, DoesNotFit) or short_of_memory(error):
         return "too big"
     return "failed"

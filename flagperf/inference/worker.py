@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import torch
 
 from flagperf.inference.engine import Reply, Request
+from flagperf.measure.memory import short_of_memory
 from flagperf.schema.inference import Fault
 
 
@@ -109,9 +110,7 @@ class Worker(ABC, Generic[J]):
 
 def fault_of(error: Exception) -> tuple[Fault, str]:
     """Tell want of memory from other errors."""
-    text = f"{type(error).__name__}: {error}"
-    short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
-    return ("memory" if short else "engine"), text[:500]
+    return ("memory" if short_of_memory(error) else "engine"), f"{type(error).__name__}: {error}"[:500]
 
 
 def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+
+_SHORT = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|OutOfMemory", re.I)
+
+
+def short_of_memory(error: Exception) -> bool:
+    """Whether an error is for want of memory, the host's or a device's, by its type or by what it says."""
+    return isinstance(error, MemoryError) or _SHORT.search(f"{type(error).__name__}: {error}") is not None
 
 
 def process_memory() -> tuple[int | None, int | None]:
