@@ -19,6 +19,7 @@ from flagperf import paths
 from flagperf.data import Prepared, cache, open_tokens
 from flagperf.inference import prompts
 from flagperf.inference.engine import GenerationTask, Request
+from flagperf.measure.inputs import DTYPES
 from flagperf.schema.trial import Trial
 
 from . import checkpoints, huggingface
@@ -29,7 +30,6 @@ from .model import Aquila
 from .trained import trained
 from .weights import initial_weight
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMAT = 1
 """Of the folders made here."""
 

@@ -6,10 +6,8 @@ journals and metrics are those of generation.
 
 from __future__ import annotations
 
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -19,11 +17,10 @@ from flagperf.errors import FlagPerfError
 from flagperf.inference.agreement import TOLERANCES
 from flagperf.inference.answers import collected
 from flagperf.inference.engine import InferenceEngine, ModuleEngine, Reply, Request
-from flagperf.inference.worker import fault_of, tensor_bytes
+from flagperf.inference.worker import Job, Worker, fault_of, tensor_bytes
+from flagperf.measure.inputs import DTYPES
 from flagperf.schema.inference import Agreement, HeldByInference, LoadSettings
 from flagperf.schema.trial import Trial
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ClassificationTask(ABC):
@@ -74,82 +71,84 @@ class ClassificationTask(ABC):
 
 
 class Classifier(InferenceEngine):
-    """Serves a module that an engine has compiled: a thread that takes what waits, as a batch."""
+    """Serves a module that an engine has compiled."""
 
     def __init__(self, context: RankContext, engine: ModuleEngine) -> None:
         super().__init__(context)
         self._engine, self.exact = engine, engine.exact
-        self._queue: deque[tuple[Request, Reply]] = deque()
-        self._wake = threading.Condition()
-        self._closed = False
-        self._batches = self._answered = 0
-        self._core = 0.0
+        self._batches: _Batches
 
     def start(self, task: ClassificationTask) -> None:  # type: ignore[override]
         """Compile the module and start the thread."""
-        self._batch, self._inputs = task.load.batch, task.inputs()
-        module = task.module(task.dtype).eval().to(self.context.runtime.device)
-        rows = min(2, len(self._inputs))
-        example = self._inputs[:rows].to(self.context.runtime.device)
-        self._forward = self._engine.compile(module, (example,), {0: (0,)})
-        self._weights = tensor_bytes([*module.parameters(), *module.buffers()])
-        self._thread = threading.Thread(target=self._run, name="classifier", daemon=True)
-        self._thread.start()
+        self._batches = _Batches(self.context, self._engine, task)
 
     def submit(self, request: Request, reply: Reply) -> None:
         """Queue a request."""
-        with self._wake:
-            self._queue.append((request, reply))
-            self._wake.notify()
+        self._batches.submit(request, reply)
 
     def held(self) -> HeldByInference:
         """Return the bytes of the weights."""
-        return HeldByInference(weights=self._weights)
+        return HeldByInference(weights=self._batches.weights)
 
     def facts(self) -> dict[str, object]:
         """Return how large batches were, and what the model alone took."""
-        rows = self._answered / self._batches if self._batches else None
-        return {**self._engine.facts(), "rows_a_step": rows, "core_seconds": self._core, "answered": self._answered}
+        return {**self._engine.facts(), **self._batches.facts()}
 
     def close(self) -> None:
         """End the thread."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if hasattr(self, "_thread"):
-            self._thread.join()
+        if hasattr(self, "_batches"):
+            self._batches.close()
         self._engine.close()
 
-    def _run(self) -> None:
-        with torch.inference_mode():
-            while True:
-                with self._wake:
-                    while not (self._queue or self._closed):
-                        self._wake.wait()
-                    if self._closed:
-                        break
-                    taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
-                try:
-                    classes = self._classes([request.prompt[0] for request, _ in taken])
-                except Exception as error:  # of the engine, or for want of memory: told to whom it concerns
-                    for _, reply in taken:
-                        reply.failed(*fault_of(error))
-                    continue
-                for (_, reply), found in zip(taken, classes, strict=True):
-                    reply.tokens((found,))
-                    reply.done()
-        for _, reply in self._queue:
-            reply.failed("engine", "the engine was closed before the answer was complete")
+
+class _Batches(Worker[Job]):
+    """Takes what waits as a batch."""
+
+    job = Job
+
+    def __init__(self, context: RankContext, engine: ModuleEngine, task: ClassificationTask) -> None:
+        super().__init__(context=2)  # an input's number and its class
+        self._runtime, self._size, self._inputs = context.runtime, task.load.batch, task.inputs()
+        module = task.module(task.dtype).eval().to(self._runtime.device)
+        example = self._inputs[: min(2, len(self._inputs))].to(self._runtime.device)
+        self.forward = engine.compile(module, (example,), {0: (0,)})
+        self.weights = tensor_bytes([*module.parameters(), *module.buffers()])
+        self._jobs: list[Job] = []
+        self._passes = self._answered = 0
+        self._core = 0.0
+        self.begin()
+
+    def facts(self) -> dict[str, object]:
+        """Return how large batches were, and what the model alone took."""
+        rows = self._answered / self._passes if self._passes else None
+        return {"rows_a_step": rows, "core_seconds": self._core, "answered": self._answered}
+
+    def in_hand(self) -> Sequence[Job]:
+        """Return none: a batch is done when its turn is."""
+        return []
+
+    def turn(self) -> None:
+        """Answer a batch."""
+        jobs = [self.queue.popleft() for _ in range(min(len(self.queue), self._size))]
+        try:
+            classes = self._classes([job.request.prompt[0] for job in jobs])
+        except Exception as error:  # of the engine, or for want of memory: told to whom it concerns
+            for job in jobs:
+                job.reply.failed(*fault_of(error))
+            return
+        for job, found in zip(jobs, classes, strict=True):
+            job.tell(found)
+            job.reply.done()
 
     def _classes(self, numbers: Sequence[int]) -> list[int]:
         """Return the classes of some inputs: fetching and moving them is part of the whole, not of the core."""
-        batch = self._inputs[torch.tensor(numbers)].to(self.context.runtime.device)
-        self.context.runtime.synchronize()
+        batch = self._inputs[torch.tensor(numbers)].to(self._runtime.device)
+        self._runtime.synchronize()
         began = time.perf_counter()
-        logits = self._forward(batch)
-        self.context.runtime.synchronize()
+        logits = self.forward(batch)
+        self._runtime.synchronize()
         self._core += time.perf_counter() - began
-        self._batches += 1
+        self._passes += 1
         self._answered += len(numbers)
         classes: list[int] = logits.argmax(-1).tolist()
         return classes
