@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -54,8 +55,11 @@ def run(
     """Measure an engine; `task` is what it's started with, says its load, and judges its answers."""
     try:
         _measure(context, engine, task, requests, held_out)
-    finally:
-        _closed(engine)
+    except BaseException:
+        with suppress(Exception):  # what went wrong first is what is told
+            _closed(engine)
+        raise
+    _closed(engine)
 
 
 def _closed(engine: InferenceEngine) -> None:
