@@ -7,6 +7,7 @@ twice as long as the last: far from the answer a short one can tell.
 from __future__ import annotations
 
 import math
+import time
 from typing import NamedTuple
 
 from flagperf.inference import loadgen
@@ -22,6 +23,9 @@ FACTOR = 1.3
 """Between the rates of two probes until one has held and one hasn't …"""
 MOST_STEPS = 12
 """… and how many of those there may be."""
+MOST_SECONDS = 180.0
+"""That the search for the bracket goes on at most, if that is longer than a measurement: where bounds can't be kept at
+all, each lower rate would take longer than the one before."""
 BISECTIONS = 4
 """After these the bracket is `FACTOR ** (1 / 16)` wide: 1.7 %."""
 BISECTIONS_SCALED = 2
@@ -76,13 +80,14 @@ class _Search:
         load = self.rig.load
         seconds = max(load.duration * self.rig.scale * FIRST_SHARE, LEAST_BOUNDS * load.ttft)
         low, high, rate = 0.0, math.inf, guess
+        until = time.monotonic() + max(MOST_SECONDS, load.duration * self.rig.scale)
         for _ in range(MOST_STEPS):
             probed = self._probed(rate, seconds)
             if probed.held:
                 low, rate = rate, rate * FACTOR
             else:
                 high, rate = rate, min(rate / FACTOR, probed.answered)
-            if low and high < math.inf:
+            if (low and high < math.inf) or time.monotonic() > until:
                 break
         if not low or high == math.inf:
             return low or rate
