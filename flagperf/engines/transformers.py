@@ -21,11 +21,11 @@ class Transformers(InferenceEngine):
     @classmethod
     def check(cls, trial: Trial) -> None:
         """Refuse what `generate` isn't given here."""
-        for name, value in (("prefix_cache", False),):
-            if trial.settings.get(name, value) != value:
-                raise UsageError(
-                    f"The engine 'transformers' is run without {name}.", f"Leave --set {name} out, or use 'eager'."
-                )
+        if trial.settings.get("prefix_cache"):
+            raise UsageError(
+                "The engine 'transformers' is run without prefix_cache.",
+                "Leave --set prefix_cache out, or use 'eager'.",
+            )
 
     def start(self, task: GenerationTask) -> None:
         """Load the weights from their folder."""
