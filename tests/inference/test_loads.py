@@ -57,7 +57,7 @@ def test_our_percentiles_are_loadgens(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     firsts, gaps = random.uniform(0.010, 0.020, 1000), random.uniform(0.004, 0.008, 1000)
     bench = Bench(
-        tmp_path, Timed(lambda n, request: firsts[n] + gaps[n] * np.arange(request.limit)), duration=0.5, ttft=1, tpot=1
+        tmp_path, Timed(lambda n, request: firsts[n] + gaps[n] * np.arange(request.limit)), duration=1.5, ttft=1, tpot=1
     )
     with bench as rig:
         load = loadgen.run(rig, "singlestream", rate=1.0, pace=0.03)
@@ -67,7 +67,7 @@ def test_our_percentiles_are_loadgens(tmp_path: Path) -> None:
     tpot = np.array([(times[-1] - times[0]) / (count - 1) for times, count, _ in told]) / 1e6
     latency = np.array([done for _, _, done in told]) / 1e6
     for name, ours in (("first_token", ttft), ("per_output_token", tpot), ("", latency)):
-        for level in ("50.00", "90.00", "97.00"):
+        for level in ("50.00", "90.00"):
             names = [f"{name}_{level}_percentile_latency_ns", f"time_{name}_{level}_percentile_ns"]
             names.append(f"{level}_percentile_latency_ns")
             theirs = next(load.figures[each] for each in names if each in load.figures) / 1e9
