@@ -26,13 +26,11 @@ MOST_STEPS = 12
 MOST_SECONDS = 180.0
 """That the search for the bracket goes on at most, if that is longer than a measurement: where bounds can't be kept at
 all, each lower rate would take longer than the one before."""
-BISECTIONS = 4
-"""After these the bracket is `FACTOR ** (1 / 16)` wide: 1.7 %."""
-BISECTIONS_SCALED = 2
-"""Of a try-out, whose probes can't tell as much."""
-STEP_DOWN = 0.02
+BISECTIONS, BISECTIONS_SCALED = 4, 1
+"""After four the bracket is `FACTOR ** (1 / 16)` wide: 1.7 %. Probes of a try-out can't tell as much."""
+STEP_DOWN, STEP_DOWN_SCALED = 0.02, 0.1
 """By which a rate that turns out to be too high when it's measured is lowered; by twice as much each time …"""
-MOST_MEASURED = 5
+MOST_MEASURED, MOST_MEASURED_SCALED = 5, 3
 """… and how often at most it's measured. The last one counts, held or not."""
 
 
@@ -45,11 +43,12 @@ def highest(rig: Rig, guess: float) -> Load:
     search = _Search(rig)
     rate = search.found(guess)
     tried = search.tried(rate)
-    for again in range(MOST_MEASURED - 1):
+    step, most = (STEP_DOWN, MOST_MEASURED) if rig.scale == 1 else (STEP_DOWN_SCALED, MOST_MEASURED_SCALED)
+    for again in range(most - 1):
         if tried.held:
             break
         rig.recorder.write(Key.PROBE, tried.probe)
-        rate = min(rate * (1 - STEP_DOWN * 2**again), tried.answered)
+        rate = min(rate * (1 - step * 2**again), tried.answered)
         tried = search.tried(rate)
     return tried.load
 
