@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import onnxruntime
 import torch
 import torch.utils.dlpack
 
-from flagperf.engines.exported import write_onnx
+from flagperf.engines.exported import exported, onnx_of
 from flagperf.errors import FlagPerfError
 from flagperf.inference.engine import Function, ModuleEngine
 
@@ -28,8 +26,7 @@ class OnnxRuntime(ModuleEngine):
         options.intra_op_num_threads = self.context.trial.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        with tempfile.TemporaryDirectory() as folder:
-            path = write_onnx(module, examples, dynamic, Path(folder))
+        with onnx_of(exported(module, examples, dynamic)) as path:
             self.session = onnxruntime.InferenceSession(path, options, providers=self._providers())
         device = self.context.runtime.device.type
         if device != "cpu" and self.session.get_providers()[0] == HOST:

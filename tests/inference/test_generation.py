@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from inference.small import Started
 
 from flagperf.cases.aquila.generation import AquilaGeneration
+from flagperf.engines.exported import exported, onnx_of
 from flagperf.inference.agreement import agreement
 from flagperf.inference.answers import collected
 from flagperf.inference.engine import Request
@@ -69,6 +71,30 @@ def test_other_engines_make_them_too(start: Start, name: str) -> None:
     requests = task.requests()[:5]
     answers = collected(engine.submit, requests)
     assert [answer.ids for answer in answers] == [plain(task, request) for request in requests]
+
+
+def test_a_graph_is_written_once_for_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setenv("FLAGPERF_CACHE", str(tmp_path))
+    written, write = [], torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **more: written.append(1) or write(*args, **more))
+    module, example = torch.nn.Linear(4, 3), torch.ones(2, 4)
+
+    def entry() -> Path:
+        with onnx_of(exported(module, (example,), {0: (0,)})) as path:
+            return path
+
+    first = entry()
+    assert first.is_relative_to(tmp_path) and entry() == first and len(written) == 1
+    with torch.no_grad():
+        module.weight[0, 0] += 1
+    assert entry() != first and len(written) == 2
+    first.write_bytes(b"torn")
+    with torch.no_grad():
+        module.weight[0, 0] -= 1
+    assert entry() == first and len(written) == 3, "a damaged one is made again"
+    monkeypatch.setattr("flagperf.engines.exported.KEPT_BYTES", 1)
+    assert not entry().exists(), "large ones aren't kept"
 
 
 def test_an_engine_that_computes_something_else_is_found(start: Start) -> None:
