@@ -12,12 +12,14 @@ from flagperf.inference.engine import Function, ModuleEngine
 
 
 class Inductor(ModuleEngine):
-    """Sizes that change are marked, so that a graph serves every number of rows, of tokens and of positions but one.
+    """Sizes that change are marked, so that a graph serves every number of rows and of positions but one.
 
-    torch makes graphs of their own for one row and for one token; all are made before the first query.
+    torch makes a graph of its own for one row; both are made before the first query. Prompts are read by the plain
+    module, as is usual: large products take their time, and little of what is between them could be saved.
     """
 
     functional = False
+    reads_prompts = False
 
     def compile(
         self, module: torch.nn.Module, examples: tuple[torch.Tensor, ...], dynamic: Mapping[int, Sequence[int]]

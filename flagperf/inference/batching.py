@@ -17,7 +17,7 @@ from flagperf.inference.worker import Job, Worker, fault_of, tensor_bytes
 from flagperf.schema.inference import Fault, HeldByInference
 
 if TYPE_CHECKING:
-    from flagperf.inference.engine import GenerationTask, ModuleEngine
+    from flagperf.inference.engine import Function, GenerationTask, ModuleEngine
 
 SPAN = 16
 """Positions that views of the cache are rounded up to, so that memory is asked for in few sizes."""
@@ -49,11 +49,13 @@ class Batcher(Worker[_Row]):
         self._cache = [torch.zeros(shape, dtype=task.dtype, device=self._device) for _ in range(model.layers)]
         self._prefixes = PrefixCache(tensor_bytes(self._cache)) if task.prefix_cache else None
         module = task.module(functional=engine.functional).eval().to(self._device)
-        self._step = engine.compile(module, self._examples(min(2, self._size), 3), self._dynamic())
+        width = 3 if engine.reads_prompts else 1
+        self._step = engine.compile(module, self._examples(min(2, self._size), width), self._dynamic())
+        self._prompt_step = self._step if engine.reads_prompts else module
         self._weights = tensor_bytes([*module.parameters(), *module.buffers()])
         with torch.inference_mode():
             for rows, width in {(1, 1), (1, 3), (self._size, 1), (self._size, 3)}:  # compilers make code of its own
-                self._step(*self._examples(rows, width))
+                self._step_of(width)(*self._examples(rows, width))
         self._rows: list[_Row] = []
         self._reads = self._steps = self._advanced = 0
         self.begin()
@@ -83,6 +85,10 @@ class Batcher(Worker[_Row]):
     def _dynamic(self) -> Mapping[int, Sequence[int]]:
         """Return the dimensions of the module's arguments that change: rows, tokens read, positions."""
         return {0: (0, 1), 1: (0,), 2: (0,)} | {3 + layer: (0, 2) for layer in range(len(self._cache))}
+
+    def _step_of(self, width: int) -> Function:
+        """Return what reads so many tokens a row."""
+        return self._step if width == 1 else self._prompt_step
 
     def _views(self, first: int, last: int, span: int) -> list[torch.Tensor]:
         """Return the cache of some rows, with room for `span` positions or as many as there are."""
@@ -145,15 +151,16 @@ class Batcher(Worker[_Row]):
         count = torch.tensor([len(each) for each in unread], device=self._device)
         longest = max(row.past for row in rows) + (0 if self._functional else width)
         views = self._views(first, first + len(rows), longest)
+        step = self._step_of(width)
         if self._functional:
-            logits, *made = self._step(tokens, past, count, *views)
+            logits, *made = step(tokens, past, count, *views)
             places = torch.arange(first, first + len(rows), device=self._device).unsqueeze(1)
             positions = past.unsqueeze(1) + torch.arange(width, device=self._device)
             positions.clamp_(max=self.context)
             for cache, new in zip(self._cache, made, strict=True):
                 cache.transpose(1, 2)[places, positions] = new.transpose(1, 2)
         else:
-            logits = self._step(tokens, past, count, *views)
+            logits = step(tokens, past, count, *views)
         likeliest = logits.argmax(-1).tolist()
         for row, token, read in zip(rows, likeliest, unread, strict=True):
             row.past += len(read)

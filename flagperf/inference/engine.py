@@ -142,6 +142,8 @@ class ModuleEngine(InferenceEngine):
 
     functional = True
     """Whether modules must not write in place."""
+    reads_prompts = True
+    """Whether what is compiled reads prompts, too, and doesn't only make one token after the other."""
     batcher: Batcher
 
     @abstractmethod
