@@ -93,7 +93,10 @@ class Aquila(nn.Module):
     def __init__(self, config: AquilaConfig, *, recompute: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        embedding = torch.empty(config.vocab_size, config.dim)
+        if not embedding.is_meta:  # where random numbers, of no use, would cost two seconds of imports
+            nn.init.normal_(embedding)
+        self.embed = nn.Embedding.from_pretrained(embedding, freeze=False)  # type: ignore[no-untyped-call]
         self.blocks = nn.ModuleList(Block(config, recompute=recompute) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
