@@ -131,7 +131,7 @@ def _warmed(engine: InferenceEngine, requests: Sequence[Request], trial: Trial, 
     Return how many a second that are when all are asked at once, and how many seconds a query of the scenario takes.
     """
     some = list(itertools.islice(itertools.cycle(requests), trial.protocol.warmup * batch))
-    collected(engine.submit, some)
+    collected(engine.submit, some[:batch])
     began = time.perf_counter()
     collected(engine.submit, some)
     rate = len(some) / (time.perf_counter() - began)
