@@ -81,7 +81,7 @@ class CachedAquila(nn.Module):
 
 
 class _Block(nn.Module):
-    """One layer, made of a `Block` that it takes over; the unit that compilers may compile once for all layers."""
+    """One layer, made of a `Block` that it takes over."""
 
     def __init__(self, block: Block, config: AquilaConfig, functional: bool) -> None:
         super().__init__()

@@ -113,7 +113,6 @@ class _Batches(Worker[Job]):
         example = self._inputs[: min(2, len(self._inputs))].to(self._runtime.device)
         self.forward = engine.compile(module, (example,), {0: (0,)})
         self.weights = tensor_bytes([*module.parameters(), *module.buffers()])
-        self._jobs: list[Job] = []
         self._passes = self._answered = 0
         self._core = 0.0
         self.begin()
