@@ -2,10 +2,10 @@
 
     python benchmarks/inference_speed.py [--rounds 12] [--threads 2] [--json]
 
-One process, fp32, the same weights, prompts of 64 tokens, answers of 48, 1 or 8 at once. What counts is decoding: from
-the moment on when every answer has its first token until the first one is complete. Engines take turns, round by round;
-a ratio is the median of the rounds' ratios. Tokens are checked to be the same first. `inductor` is measured at the
-smallest shape only, since compiling takes a minute where its cache is empty.
+Each engine in a process of its own, as in a trial; fp32, the same weights, prompts of 64 tokens, answers of 48, 1 or 8
+at once. What counts is decoding: from the moment on when every answer has its first token until the first one is
+complete. Engines take turns, round by round; a ratio is the median of the rounds' ratios. Tokens are checked to be the
+same first. `inductor` is measured at the smallest shape only, since compiling takes a minute where its cache is empty.
 Ends with 1 where eager isn't at least AIM times as fast as transformers.
 """
 
@@ -16,12 +16,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
-import torch
 
 from flagperf.cases.aquila.generate import AquilaGenerate
 from flagperf.cases.aquila.generation import AquilaGeneration
@@ -31,8 +33,10 @@ from flagperf.inference.engine import InferenceEngine, Request
 from flagperf.journal import Journal
 from flagperf.plan import Options, alone
 from flagperf.registry import Registries
+from flagperf.schema.trial import Trial
 from flagperf.statistics import compare_rounds
 
+CASE = "aquila/generate"
 AIM = 1.2
 PROMPT, MADE = 64, 48
 PRESETS = {"tiny": ["transformers", "eager", "inductor"], "mini": ["transformers", "eager"]}
@@ -63,54 +67,71 @@ def main() -> int:
 
 def measured(preset: str, rounds: int, threads: int) -> list[dict[str, Any]]:
     """Return what was found of a shape: an entry for each batch and pair of engines."""
-    registries = Registries()
-    runtime = registries.vendors.adapter("cpu").runtime(0, 1, threads)
-    case = "aquila/generate"
-    trial = alone(case, Options(cases=[case], preset=preset, engines=[]), registries)
+    trial = alone(CASE, Options(cases=[CASE], preset=preset, engines=[]), Registries())
     trial = msgspec.structs.replace(trial, threads=threads, vendor="cpu")
     AquilaGenerate(trial).prepare(lambda stage, done: None)
     # A row more than is measured: for what keeps an engine busy until all others wait.
     trial.settings["load"]["batch"] = max(BATCHES) + 1
-    task = AquilaGeneration(AquilaGenerate(trial).settings, trial)
-    stream = [int(token) for token in task.requests()[0].prompt]
-    engines: dict[str, InferenceEngine] = {}
+    stream = [int(token) for token in AquilaGeneration(AquilaGenerate(trial).settings, trial).requests()[0].prompt]
+    processes = get_context("spawn")
+    engines: dict[str, Connection] = {}
     found = []
-    with TemporaryDirectory() as scratch, Journal(Path(scratch) / "journal", {}) as journal:
-        try:
-            for name in PRESETS[preset]:
-                context = RankContext(
-                    trial=msgspec.structs.replace(trial, engine=name),
-                    rank=0,
-                    world_size=1,
-                    local_rank=0,
-                    local_ranks=1,
-                    runtime=runtime,
-                    journal=journal,
-                    registries=registries,
-                )
-                engines[name] = registries.engines.load(name)(context)
-                engines[name].start(task)
-            for batch in BATCHES:
-                prompts = [[*stream[row % len(stream) :], *range(row, PROMPT + row)][:PROMPT] for row in range(batch)]
-                requests = [Request(prompt, MADE) for prompt in prompts]
-                found += compared(preset, engines, requests, rounds)
-        finally:
-            for engine in engines.values():
-                engine.close()
+    for name in PRESETS[preset]:
+        engines[name], theirs = processes.Pipe()
+        processes.Process(target=serve, args=(trial, name, theirs), daemon=True).start()
+        theirs.close()
+        engines[name].recv()  # it's ready
+    for batch in BATCHES:
+        prompts = [[*stream[row % len(stream) :], *range(row, PROMPT + row)][:PROMPT] for row in range(batch)]
+        found += compared(preset, engines, [Request(prompt, MADE) for prompt in prompts], rounds)
+    for pipe in engines.values():
+        pipe.send(None)
     return found
 
 
+def serve(trial: Trial, name: str, pipe: Connection) -> None:
+    """Start an engine, and answer requests that come through a pipe with the tokens made and their speed."""
+    registries = Registries()
+    runtime = registries.vendors.adapter("cpu").runtime(0, 1, trial.threads)
+    trial = msgspec.structs.replace(trial, engine=name)
+    task = AquilaGeneration(AquilaGenerate(trial).settings, trial)
+    with TemporaryDirectory() as scratch, Journal(Path(scratch) / "journal", {}) as journal:
+        context = RankContext(
+            trial=trial,
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            local_ranks=1,
+            runtime=runtime,
+            journal=journal,
+            registries=registries,
+        )
+        engine: InferenceEngine = registries.engines.load(name)(context)
+        engine.start(task)
+        pipe.send(None)
+        while requests := pipe.recv():
+            answers = asked(engine, requests)
+            pipe.send(([answer.ids for answer in answers], decoded(answers)))
+        engine.close()
+
+
 def compared(
-    preset: str, engines: dict[str, InferenceEngine], requests: Sequence[Request], rounds: int
+    preset: str, engines: dict[str, Connection], requests: Sequence[Request], rounds: int
 ) -> list[dict[str, Any]]:
     """Return the ratios of the engines for requests that are asked at once."""
-    answers = {name: [answer.ids for answer in asked(engine, requests)] for name, engine in engines.items()}
-    if any(answers[name] != answers["transformers"] for name in engines):
+
+    def turn(name: str) -> tuple[list[list[int]], float]:
+        engines[name].send(requests)
+        told: tuple[list[list[int]], float] = engines[name].recv()
+        return told
+
+    ids = {name: turn(name)[0] for name in engines}
+    if any(ids[name] != ids["transformers"] for name in engines):
         sys.exit(f"The engines' tokens differ at {preset}, {len(requests)} at once: a speed would mean nothing.")
     speeds: dict[str, list[float]] = {name: [] for name in engines}
     for number in range(rounds):
         for name in list(engines)[:: -1 if number % 2 else 1]:
-            speeds[name].append(decoded(asked(engines[name], requests)))
+            speeds[name].append(turn(name)[1])
     told = []
     for first, second in PAIRS:
         if first in engines and second in engines:
@@ -122,7 +143,7 @@ def compared(
                     "engines": [first, second],
                     "ratio": estimate.ratio,
                     "interval": [estimate.low, estimate.high],
-                    "tokens_per_second": {n: float(torch.tensor(speeds[n]).median()) for n in (first, second)},
+                    "tokens_per_second": {n: median(speeds[n]) for n in (first, second)},
                     "samples": {n: speeds[n] for n in (first, second)},
                 }
             )

@@ -54,16 +54,20 @@ class _Batches(Worker[Job]):
 
     def __init__(self, task: GenerationTask, device: torch.device) -> None:
         super().__init__(task.decoder.seq_len)
-        self._device, self._size = device, task.load.batch
-        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            task.folder(), dtype=task.dtype, attn_implementation="sdpa", local_files_only=True
-        )
-        self._model: Any = model.to(str(device))  # type: ignore[arg-type] # its decorator hides what it takes
-        self.weights = tensor_bytes([*model.parameters(), *model.buffers()])
+        self._task, self._device, self._size = task, device, task.load.batch
         self._jobs: list[Job] = []
         self._generated = self._answered = 0
         self.begin()
+
+    def build(self) -> None:
+        """Load the weights."""
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        task = self._task
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            task.folder(), dtype=task.dtype, attn_implementation="sdpa", local_files_only=True
+        )
+        self._model: Any = model.to(str(self._device))  # type: ignore[arg-type] # its decorator hides what it takes
+        self.weights = tensor_bytes([*model.parameters(), *model.buffers()])
 
     def facts(self) -> dict[str, object]:
         """Return how requests were batched."""

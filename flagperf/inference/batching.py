@@ -41,9 +41,16 @@ class Batcher(Worker[_Row]):
 
     def __init__(self, engine: ModuleEngine, task: GenerationTask) -> None:
         super().__init__(task.decoder.seq_len)
+        self._engine, self._task = engine, task
         self._device, self._functional = engine.context.runtime.device, engine.functional
         self._size = task.load.batch
-        model = task.decoder
+        self._rows: list[_Row] = []
+        self._steps = self._advanced = 0
+        self.begin()
+
+    def build(self) -> None:
+        """Make the cache and the weights, have the engine compile the model, and try it out."""
+        engine, task, model = self._engine, self._task, self._task.decoder
         # Room for one position more than there are, so that no view is contiguous: a compiler would tell these apart.
         shape = (self._size, 2 * model.kv_heads, self.context + 1, model.head_dim)
         self._cache = [torch.zeros(shape, dtype=task.dtype, device=self._device) for _ in range(model.layers)]
@@ -56,9 +63,6 @@ class Batcher(Worker[_Row]):
         with torch.inference_mode():
             for rows, width in {(1, 1), (1, 3), (self._size, 1), (self._size, 3)}:  # compilers make code of its own
                 self._step_of(width)(*self._examples(rows, width))
-        self._rows: list[_Row] = []
-        self._reads = self._steps = self._advanced = 0
-        self.begin()
 
     def held(self) -> HeldByInference:
         """Return the bytes of weights and cache."""
@@ -129,7 +133,6 @@ class Batcher(Worker[_Row]):
                 row.past = self._prefixes.restore(row.request.prompt, [each[first + place] for each in self._cache])
         unread = [row.request.prompt[row.past :] for row in taken]
         self._rows += taken
-        self._reads += 1
         self._forward(taken, first, unread)
         if self._prefixes is not None:
             for place, row in enumerate(taken):

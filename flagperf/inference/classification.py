@@ -108,14 +108,20 @@ class _Batches(Worker[Job]):
 
     def __init__(self, context: RankContext, engine: ModuleEngine, task: ClassificationTask) -> None:
         super().__init__(context=2)  # an input's number and its class
-        self._runtime, self._size, self._inputs = context.runtime, task.load.batch, task.inputs()
-        module = task.module(task.dtype).eval().to(self._runtime.device)
-        example = self._inputs[: min(2, len(self._inputs))].to(self._runtime.device)
-        self.forward = engine.compile(module, (example,), {0: (0,)})
-        self.weights = tensor_bytes([*module.parameters(), *module.buffers()])
+        self._engine, self._task = engine, task
+        self._runtime, self._size = context.runtime, task.load.batch
         self._passes = self._answered = 0
         self._core = 0.0
         self.begin()
+
+    def build(self) -> None:
+        """Make the inputs and the weights, and have the engine compile the model."""
+        task = self._task
+        self._inputs = task.inputs()
+        module = task.module(task.dtype).eval().to(self._runtime.device)
+        example = self._inputs[: min(2, len(self._inputs))].to(self._runtime.device)
+        self.forward = self._engine.compile(module, (example,), {0: (0,)})
+        self.weights = tensor_bytes([*module.parameters(), *module.buffers()])
 
     def facts(self) -> dict[str, object]:
         """Return how large batches were, and what the model alone took."""

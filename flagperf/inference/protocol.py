@@ -18,6 +18,7 @@ from flagperf.inference.answers import Recorder, collected
 from flagperf.inference.classification import ClassificationTask, Classifier
 from flagperf.inference.engine import GenerationTask, InferenceEngine, ModuleEngine, Request
 from flagperf.inference.rig import Rig
+from flagperf.inference.worker import apart
 from flagperf.processes import end_at_once
 from flagperf.schema.event import Key
 from flagperf.schema.trial import Trial
@@ -95,7 +96,7 @@ def _measure(
     journal.write(Key.BUILD, {"seconds": seconds, "facts": {**runtime.facts(), **engine.facts()}})
     journal.write(Key.INIT_STOP)
     if engine.checked:
-        agreed = task.agreement(engine, requests)
+        agreed = apart(lambda: task.agreement(engine, requests))
         journal.write(Key.AGREEMENT, msgspec.structs.replace(agreed, judged=engine.exact))
     if held_out and engine.checked:
         journal.write(Key.EVAL, {"next_token_accuracy": next_tokens_right(engine, held_out), "count": len(held_out)})

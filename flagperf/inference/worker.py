@@ -1,11 +1,18 @@
-"""A thread that answers requests, with a queue in front of it: what engines share that serve in their own process."""
+"""A thread that answers requests, with a queue in front of it: what engines share that serve in their own process.
+
+That thread alone computes with torch. Every thread that does keeps a team of OpenMP's threads, idle or not, and where
+there are more of them than cores GNU's OpenMP puts threads to sleep between any two operations rather than let them
+spin: a token of a small model then takes up to three times as long. So the thread also builds what it serves with, and
+what else computes is done `apart`.
+"""
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import torch
@@ -36,10 +43,20 @@ class Job:
 
 
 J = TypeVar("J", bound=Job)
+T = TypeVar("T")
+
+
+def apart(work: Callable[[], T]) -> T:
+    """Return what `work` returns, done in a thread that ends with it, and with it what OpenMP keeps for a thread."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
 class Worker(ABC, Generic[J]):
-    """Takes requests at once and works on them turn by turn, in a thread of its own, until it's closed."""
+    """Takes requests at once and works on them turn by turn, in a thread of its own, until it's closed.
+
+    The thread starts with `build`; `begin` returns when that is done.
+    """
 
     job: type[J]
 
@@ -50,7 +67,12 @@ class Worker(ABC, Generic[J]):
         """Jobs that nobody works on yet; taken out by the thread alone."""
         self._wake = threading.Condition()
         self._closed = False
+        self._built: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+
+    @abstractmethod
+    def build(self) -> None:
+        """Make ready what turns need."""
 
     @abstractmethod
     def turn(self) -> None:
@@ -66,8 +88,9 @@ class Worker(ABC, Generic[J]):
         return self._closed
 
     def begin(self) -> None:
-        """Start the thread."""
+        """Start the thread and wait until it is ready; raises what `build` raises."""
         self._thread.start()
+        self._built.result()
 
     def submit(self, request: Request, reply: Reply) -> None:
         """Queue a request; one that can't fit is refused at once."""
@@ -92,6 +115,12 @@ class Worker(ABC, Generic[J]):
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self.build()
+        except BaseException as error:  # raised in the thread that has begun this one
+            self._built.set_exception(error)
+            return
+        self._built.set_result(None)
         with torch.inference_mode():
             while self._awaited():
                 self.turn()

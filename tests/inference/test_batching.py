@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,3 +165,15 @@ def test_what_an_engine_cant_do_is_refused_before_it_starts(tmp_path: Path) -> N
         planned(weights=str(tmp_path))
     with pytest.raises(FlagPerfError, match="bf16"):
         planned("onnxruntime", "bf16")
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or (os.cpu_count() or 1) < 2, reason="counts by Linux's /proc, on two cores"
+)
+def test_the_thread_that_serves_is_not_put_to_sleep_between_operations() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    program = [sys.executable, Path(__file__).with_name("asleep.py")]
+    told = subprocess.run(program, stdout=subprocess.PIPE, env=environment, check=True, timeout=300)
+    counted = json.loads(told.stdout)
+    assert counted["threads"] > 1 and counted["steps"] > 100
+    assert counted["sleeps"] < 5 * counted["steps"]
