@@ -35,6 +35,11 @@ def exported(
         return torch.export.export(module, arguments, dynamic_shapes=shapes.dynamic_shapes(module, arguments))
 
 
+def leave_cores() -> None:
+    """Leave the cores to the threads of whatever runs the graph: those of torch would spin beside them, waiting."""
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def onnx_of(program: torch.export.ExportedProgram) -> Iterator[Path]:
     """Give a graph as a file of ONNX's, its weights in one beside it.

@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 import torch.utils.dlpack
 
-from flagperf.engines.exported import exported, onnx_of
+from flagperf.engines.exported import exported, leave_cores, onnx_of
 from flagperf.errors import FlagPerfError
 from flagperf.inference.engine import Function, ModuleEngine
 
@@ -31,6 +31,7 @@ class OnnxRuntime(ModuleEngine):
         device = self.context.runtime.device.type
         if device != "cpu" and self.session.get_providers()[0] == HOST:
             raise FlagPerfError(f"onnxruntime can't run this model on {device}; it would run it on the host.")
+        leave_cores()
         return self._run
 
     def facts(self) -> dict[str, object]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import openvino
 import torch
 
-from flagperf.engines.exported import exported, quiet
+from flagperf.engines.exported import exported, leave_cores, quiet
 from flagperf.errors import FlagPerfError
 from flagperf.inference.engine import Function, ModuleEngine
 
@@ -32,6 +32,7 @@ class OpenVino(ModuleEngine):
             "PERFORMANCE_HINT": "LATENCY",
         }
         self._request = openvino.compile_model(converted, "CPU", options).create_infer_request()
+        leave_cores()
         return self._run
 
     def facts(self) -> dict[str, object]:

@@ -66,8 +66,12 @@ def test_a_prefix_that_is_known_is_taken_over(start: Start) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "transformers"])
-def test_other_engines_make_them_too(start: Start, name: str) -> None:
+def test_other_engines_make_them_too(start: Start, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     engine, task = start(name)
+    asked_by_the_rank, *by_the_engine = threads
+    assert by_the_engine == ([] if name == "transformers" else [1]), "torch's own would spin beside the engine's"
     requests = task.requests()[:5]
     answers = collected(engine.submit, requests)
     assert [answer.ids for answer in answers] == [plain(task, request) for request in requests]
