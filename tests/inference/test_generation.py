@@ -70,7 +70,7 @@ def test_other_engines_make_them_too(start: Start, name: str, monkeypatch: pytes
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     engine, task = start(name)
-    asked_by_the_rank, *by_the_engine = threads
+    _by_the_rank, *by_the_engine = threads
     assert by_the_engine == ([] if name == "transformers" else [1]), "torch's own would spin beside the engine's"
     requests = task.requests()[:5]
     answers = collected(engine.submit, requests)
