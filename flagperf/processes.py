@@ -8,7 +8,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
@@ -38,13 +38,24 @@ def end_at_once() -> None:
 
     It is for native threads that can't be stopped: where they still run, cleaning up crashes.
     """
-    atexit.register(_end)
+    atexit.register(_end, 1)
 
 
-def _end() -> None:
+def exit_by(main: Callable[[], int]) -> NoReturn:
+    """Run a program and exit with the status that it returns, without taking apart modules that are gone anyhow.
+
+    That takes a second where torch is among them. What has been registered to be done at exit is done.
+    """
+    status = 1  # of a program that raises
+    atexit.register(lambda: _end(status))  # registered first, so called last
+    status = main()
+    sys.exit(status)
+
+
+def _end(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 def become(command: list[str]) -> NoReturn:

@@ -16,7 +16,7 @@ from flagperf import links
 from flagperf.context import RankContext
 from flagperf.errors import FlagPerfError
 from flagperf.journal import Journal
-from flagperf.processes import die_with_parent
+from flagperf.processes import die_with_parent, exit_by
 from flagperf.registry import Registries
 from flagperf.schema.event import Key
 from flagperf.schema.trial import Trial
@@ -80,4 +80,4 @@ def rank_context(trial: Trial, journal: Journal) -> RankContext:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_by(main)

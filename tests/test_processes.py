@@ -37,3 +37,26 @@ def test_orphans_are_adopted_within_and_not_after() -> None:
             process.kill()
             if process is not after:
                 process.wait()
+
+
+@pytest.mark.parametrize(("end", "status"), [("return 3", 3), ("return 0", 0), ("raise ValueError('no')", 1)])
+def test_a_program_ends_with_its_status_and_does_what_it_registered(end: str, status: int) -> None:
+    program = f"""
+import atexit, sys
+from flagperf.processes import exit_by
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+def main():
+    sys.kept = Kept()
+    atexit.register(print, "registered")
+    print("said", end="; ")
+    {end}
+
+exit_by(main)
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (status, "said; registered\n")
+    assert ("ValueError: no" in told.stderr) == (status == 1)
