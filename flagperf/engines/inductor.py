@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch._inductor.config
 
 from flagperf import paths
 from flagperf.inference.engine import Function, ModuleEngine
+
+KNOWING = 11
+"""The first major version of g++, and of clang, that knows every instruction set torch generates code for on x86."""
 
 
 class Inductor(ModuleEngine):
@@ -26,6 +31,8 @@ class Inductor(ModuleEngine):
     ) -> Function:
         """Return the module, compiled when it's first called; generated code is kept in FlagPerf's cache."""
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache() / "inductor"))
+        if torch._inductor.config.cpp.vec_isa_ok is None and _compiler_version() >= KNOWING:
+            torch._inductor.config.cpp.vec_isa_ok = True  # else torch tries the compiler out, on ten small programs
         compiled = torch.compile(module, fullgraph=True, dynamic=False)
 
         def run(*arguments: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -37,3 +44,14 @@ class Inductor(ModuleEngine):
             return made
 
         return run
+
+
+def _compiler_version() -> int:
+    """Return the major version of the compiler that torch calls, 0 if it doesn't say."""
+    try:
+        told = subprocess.run(
+            [os.environ.get("CXX", "g++"), "-dumpversion"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        return int(told.stdout.partition(".")[0])
+    except (OSError, ValueError):
+        return 0
