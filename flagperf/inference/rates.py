@@ -30,7 +30,7 @@ BISECTIONS, BISECTIONS_SCALED = 4, 1
 """After four the bracket is `FACTOR ** (1 / 16)` wide: 1.7 %. Probes of a try-out can't tell as much."""
 STEP_DOWN, STEP_DOWN_SCALED = 0.02, 0.1
 """By which a rate that turns out to be too high when it's measured is lowered; by twice as much each time …"""
-MOST_MEASURED, MOST_MEASURED_SCALED = 5, 3
+MOST_MEASURED = 5
 """… and how often at most it's measured. The last one counts, held or not."""
 
 
@@ -43,8 +43,8 @@ def highest(rig: Rig, guess: float) -> Load:
     search = _Search(rig)
     rate = search.found(guess)
     tried = search.tried(rate)
-    step, most = (STEP_DOWN, MOST_MEASURED) if rig.scale == 1 else (STEP_DOWN_SCALED, MOST_MEASURED_SCALED)
-    for again in range(most - 1):
+    step = STEP_DOWN if rig.scale == 1 else STEP_DOWN_SCALED
+    for again in range(MOST_MEASURED - 1):
         if tried.held:
             break
         rig.recorder.write(Key.PROBE, tried.probe)
