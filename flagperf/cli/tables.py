@@ -106,9 +106,10 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
     pairs: dict[tuple[str | None, str, str, str, str], list[Comparison]] = {}
     for row in comparisons:
         pairs.setdefault((row.question, row.case, row.scenario, row.candidate, row.baseline), []).append(row)
-    out = common.out()
-    for (question, _, scenario, candidate, baseline), rows in pairs.items():
-        asked = f"{_QUESTIONS[question]}: " if question else f"{scenario.capitalize()}: " if scenario else ""
+    out, several = common.out(), len({row.case for row in comparisons}) > 1
+    for (question, case, scenario, candidate, baseline), rows in pairs.items():
+        of = [_QUESTIONS[question] if question else scenario.capitalize(), *([case] if several else [])]
+        asked = "".join(f"{each}: " for each in of if each)
         table = Table(title=f"{asked}{escape(candidate)} ÷ {escape(baseline)}, 95 % interval", title_justify="left")
         table.add_column("metric")
         for column in ("ratio", "interval", "pairs"):
