@@ -12,8 +12,8 @@ import torch._inductor.config
 from flagperf import paths
 from flagperf.inference.engine import Function, ModuleEngine
 
-KNOWING = 11
-"""The first major version of g++, and of clang, that knows every instruction set torch generates code for on x86."""
+LEAST_COMPILER = 11
+"""Major version of g++, or of clang, that knows every instruction set torch generates code for on x86."""
 
 
 class Inductor(ModuleEngine):
@@ -31,7 +31,7 @@ class Inductor(ModuleEngine):
     ) -> Function:
         """Return the module, compiled when it's first called; generated code is kept in FlagPerf's cache."""
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache() / "inductor"))
-        if torch._inductor.config.cpp.vec_isa_ok is None and _compiler_version() >= KNOWING:
+        if torch._inductor.config.cpp.vec_isa_ok is None and _compiler_version() >= LEAST_COMPILER:
             torch._inductor.config.cpp.vec_isa_ok = True  # else torch tries the compiler out, on ten small programs
         compiled = torch.compile(module, fullgraph=True, dynamic=False)
 

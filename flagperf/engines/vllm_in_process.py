@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from flagperf.engines.endpoint import position_bytes
@@ -55,7 +56,8 @@ class _Steps(Worker[Job]):
 
     def build(self) -> None:
         """Start vLLM's engine."""
-        for name, value in environment(self._task, self._device).items():
+        told = {**environment(self._task, self._device), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        for name, value in told.items():
             os.environ.setdefault(name, value)
         import vllm
 
@@ -86,9 +88,13 @@ class _Steps(Worker[Job]):
 
     def turn(self) -> None:
         """Hand over what has come, and take a step."""
+        while self.queue:
+            job = self.queue.popleft()
+            try:
+                self._hand_over(job)
+            except Exception as error:  # vLLM won't have it
+                job.reply.failed(*fault_of(error))
         try:
-            while self.queue:
-                self._hand_over(self.queue.popleft())
             for told in self._engine.step():
                 job = self._jobs[told.request_id]
                 job.reply.tokens(told.outputs[0].token_ids)
@@ -96,15 +102,14 @@ class _Steps(Worker[Job]):
                     del self._jobs[told.request_id]
                     job.reply.done()
         except Exception as error:  # of the engine, or for want of memory: told to whom it concerns
-            self._engine.abort_request(list(self._jobs))
+            with suppress(Exception):
+                self._engine.abort_request(list(self._jobs))
             for job in self._jobs.values():
                 job.reply.failed(*fault_of(error))
             self._jobs.clear()
 
     def _hand_over(self, job: Job) -> None:
         self._taken += 1
-        number = str(self._taken)
-        self._jobs[number] = job
         parameters = self._vllm.SamplingParams(
             temperature=0.0,
             max_tokens=job.request.limit,
@@ -112,4 +117,6 @@ class _Steps(Worker[Job]):
             detokenize=False,
             output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,
         )
+        number = str(self._taken)
         self._engine.add_request(number, {"prompt_token_ids": list(job.request.prompt)}, parameters)
+        self._jobs[number] = job

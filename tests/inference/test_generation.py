@@ -12,6 +12,7 @@ from inference.small import Started
 
 from flagperf.cases.aquila.generation import AquilaGeneration
 from flagperf.engines.exported import exported, onnx_of
+from flagperf.engines.inductor import Inductor
 from flagperf.inference.agreement import agreement
 from flagperf.inference.answers import collected
 from flagperf.inference.engine import Request
@@ -126,3 +127,16 @@ def test_int8_weights_take_less_and_say_how_far_off_they_are(start: Start) -> No
     assert bytes_of[1] < 0.6 * bytes_of[0]
     told = agreement(engine, task, task.requests())
     assert told.wrong < told.tokens / 2  # it is the same model still
+
+
+@pytest.mark.parametrize(("script", "known"), [("echo 12.2.0", True), ("echo 9", None), ("echo no", None), ("", None)])
+def test_a_compiler_of_these_years_is_not_tried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, known: bool | None
+) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": None}):
+        Inductor.compile(None, torch.nn.Linear(1, 1), (), {})  # type: ignore[arg-type]
+        assert torch._inductor.config.cpp.vec_isa_ok is known
