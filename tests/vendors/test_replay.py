@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ from flagperf.schema.manifest import Tool
 from flagperf.tools import run_tool
 
 HANG = "hang"
-SLEEP = "3612.5"
-"""Seconds: to know the hung tool's child by."""
+SLEEP = f"3612.{os.getpid()}"
+"""Seconds, to know the hung tool's child by; other ones in each of several processes that run tests at once."""
 Replay = Callable[..., Host]
 
 
@@ -125,7 +126,8 @@ def test_load_rises_a_card_dies_and_the_tool_begins_to_hang(replay: Replay) -> N
     hung = adapter("iluvatar", host, timeout=0.5)
     with pytest.raises(OSError, match="no answer within"):
         hung.sample()
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", SLEEP]]
+    asleep = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", SLEEP]]
+    assert not psutil.wait_procs(asleep, timeout=5)[1]
 
 
 def test_a_dead_card_is_shown_and_gets_no_rank(replay: Replay) -> None:
