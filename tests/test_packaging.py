@@ -19,6 +19,8 @@ from packaging.specifiers import SpecifierSet
 from flagperf.registry import Registries
 
 pytestmark = pytest.mark.slow
+APART = {"vllm", "sglang"}
+"""Distributions that pin a torch of their own, and so live in an environment of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +47,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = place.glob("*.whl")
     return built
-
-
-APART = {"vllm", "sglang"}
-"""Distributions that pin a torch of their own, and so live in an environment of their own."""
 
 
 def test_it_holds_nothing_but_flagperf(wheel: Path) -> None:
