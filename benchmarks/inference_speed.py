@@ -96,16 +96,7 @@ def serve(trial: Trial, name: str, pipe: Connection) -> None:
     trial = msgspec.structs.replace(trial, engine=name)
     task = AquilaGeneration(AquilaGenerate(trial).settings, trial)
     with TemporaryDirectory() as scratch, Journal(Path(scratch) / "journal", {}) as journal:
-        context = RankContext(
-            trial=trial,
-            rank=0,
-            world_size=1,
-            local_rank=0,
-            local_ranks=1,
-            runtime=runtime,
-            journal=journal,
-            registries=registries,
-        )
+        context = RankContext.alone(trial, runtime, journal, registries)
         engine: InferenceEngine = registries.engines.load(name)(context)
         engine.start(task)
         pipe.send(None)

@@ -26,6 +26,20 @@ class RankContext:
     journal: Journal
     registries: Registries
 
+    @classmethod
+    def alone(cls, trial: Trial, runtime: Runtime, journal: Journal, registries: Registries) -> RankContext:
+        """Return what the only rank of a trial knows."""
+        return cls(
+            trial=trial,
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            local_ranks=1,
+            runtime=runtime,
+            journal=journal,
+            registries=registries,
+        )
+
     def connect(self, patience: float | None = None, *, host: bool = False) -> None:
         """Bring up torch.distributed on the vendor's backend; an operation that takes `patience` seconds has failed.
 

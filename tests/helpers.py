@@ -36,16 +36,8 @@ LEARNING = [*TINY, "--set", "optimizer.clip=0.2", "--set", "optimizer.learning_r
 
 def rank_alone(trial: Trial, journal: Journal, registries: Registries) -> RankContext:
     """Return what the only rank of a trial knows of itself, as one that is started does; in this process."""
-    return RankContext(
-        trial=trial,
-        rank=0,
-        world_size=1,
-        local_rank=0,
-        local_ranks=1,
-        runtime=registries.vendors.adapter(trial.vendor).runtime(0, 1, 1),
-        journal=journal,
-        registries=registries,
-    )
+    runtime = registries.vendors.adapter(trial.vendor).runtime(0, 1, 1)
+    return RankContext.alone(trial, runtime, journal, registries)
 
 
 def called(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -64,16 +64,7 @@ def trained(model: AquilaConfig, data: DataSettings, steps: int, trial: Trial, r
     def make(folder: Path) -> None:
         runtime = registries.vendors.adapter("cpu").runtime(0, 1, trial.threads)
         with tempfile.TemporaryDirectory() as scratch, Journal(Path(scratch) / "journal", {}) as journal:
-            context = RankContext(
-                trial=trial,
-                rank=0,
-                world_size=1,
-                local_rank=0,
-                local_ranks=1,
-                runtime=runtime,
-                journal=journal,
-                registries=registries,
-            )
+            context = RankContext.alone(trial, runtime, journal, registries)
             task = AquilaTask(settings, trial)
             engine = Single(context)
             engine.build(task)
